@@ -1,0 +1,403 @@
+"""Put a rule on a model and take it off again: the only file that touches hooks.
+
+A forward pre-hook on each cut layer records its input ``h`` and hands the layer ``h.detach()``. When the scope's forward
+ends, a hook passes its output through one autograd node that sends the error there to every recorded ``h``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from torchdfa.feedback import Feedback
+from torchdfa.feedback.init import Site
+from torchdfa.functional import broadcast
+from torchdfa.rules import BP, Rule
+from torchdfa.structure import Structure, pick, put, read_structure
+
+Model = TypeVar("Model", bound=nn.Module)
+Node = Callable[[Tensor, Sequence[Feedback], Sequence[Tensor]], Tensor]
+_MARK = "_torchdfa"
+
+
+@dataclass(eq=False)
+class Scope:
+    """A module from whose output errors are sent, and what the forward under way has cut inside it.
+
+    Attributes:
+        part: The part of the module's output that the error is taken of; None for all of it.
+        node: The autograd node, or its reference twin.
+        enabled: False within :func:`backprop`.
+        recording: Whether a forward is under way whose cuts are to be served.
+        cuts: The cut layers' names and feedbacks, their inputs and these inputs' versions. Empty between forwards.
+    """
+
+    part: str | int | None = None
+    node: Node = broadcast
+    enabled: bool = True
+    recording: bool = False
+    cuts: list[tuple[str, Feedback, Tensor, int]] = field(default_factory=list)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "recording": False, "cuts": []}
+
+
+class _Hook:
+    """Hooks are objects, since a copied or unpickled model must get hooks of its own, bound to its own scope."""
+
+    def __init__(self, scope: Scope):
+        self.scope = scope
+
+
+class _Begin(_Hook):
+    def __call__(self, module: nn.Module, arguments: Any) -> None:
+        self.scope.cuts.clear()
+        self.scope.recording = self.scope.enabled and torch.is_grad_enabled()
+
+
+class _Cut(_Hook):
+    def __init__(self, scope: Scope, name: str):
+        super().__init__(scope)
+        self.name = name
+        self.missed = False
+
+    def __call__(self, layer: nn.Module, arguments: Any, keywords: dict[str, Any]) -> Any:
+        scope = self.scope
+        if not torch.is_grad_enabled():
+            self.missed = scope.recording
+            return None
+        h: Tensor = arguments[0] if arguments else keywords["input"]
+        if not (scope.enabled and h.requires_grad):
+            return None
+        if scope.recording:
+            self.missed = False
+            scope.cuts.append((self.name, _feedback_of(layer), h, _version(h)))
+        elif self.missed:
+            # The forward ran without gradients and is now run again with them: re-entrant checkpointing of a part of
+            # the model. The scope's node was made without this cut, whose input would get no error at all.
+            raise RuntimeError(
+                f"{self.name!r} is cut, and lies in a part that is checkpointed with use_reentrant=True, where its error "
+                "can't be delivered. Use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
+            )
+        # Not recording: non-re-entrant checkpointing computes activations again, for the node of the first forward.
+        cut = h.detach()
+        return ((cut, *arguments[1:]), keywords) if arguments else ((), {**keywords, "input": cut})
+
+
+class _End(_Hook):
+    def __call__(self, module: nn.Module, arguments: Any, output: Any) -> Any:
+        scope = self.scope
+        scope.recording = False
+        if not scope.cuts:
+            return None
+        cuts, scope.cuts = scope.cuts, []
+        for name, _, h, version in cuts:
+            if _version(h) != version:
+                raise RuntimeError(
+                    f"the input of {name!r} was changed in place after the layer used it, so that the error sent to it "
+                    "would reach the changed value. Use the out-of-place operation there."
+                )
+        whole = scope.part is None
+        tensor = output if whole else pick(output, scope.part)  # type: ignore[arg-type]
+        try:
+            served = scope.node(tensor, [feedback for _, feedback, _, _ in cuts], [h for _, _, h, _ in cuts])
+        except ValueError as error:
+            raise ValueError(f"one of {[name for name, *_ in cuts]}: {error}") from error
+        return served if whole else put(output, scope.part, served)  # type: ignore[arg-type]
+
+
+def _version(h: Tensor) -> int:
+    return 0 if torch.compiler.is_compiling() else h._version
+
+
+def _feedback_of(layer: nn.Module) -> Feedback:
+    feedback = layer.feedback
+    assert isinstance(feedback, Feedback)
+    return feedback
+
+
+@dataclass(eq=False)
+class Conversion:
+    """What convert did to a model, kept on it for revert, backprop and summary.
+
+    Attributes:
+        rules: The rule of each layer that has parameters of its own, by name.
+        scopes: All scopes.
+        frozen: Names of the parameters that were switched off.
+    """
+
+    rules: dict[str, Rule]
+    scopes: list[Scope]
+    frozen: tuple[str, ...]
+
+
+def convert(
+    model: Model,
+    rule: Rule | Mapping[str, Rule],
+    *,
+    output: str | int | None = None,
+    example: Any | None = None,
+) -> Model:
+    """Make ``loss.backward()`` train ``model`` by ``rule``, in place, and return it.
+
+    Parameters, their names and the modules' types stay as they are. Convert before wrapping the model (DDP, FSDP,
+    ``torch.compile``) and after moving its weights to where they train.
+
+    >>> import torch, torchdfa as dfa
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
+    >>> model = dfa.convert(model, dfa.DFA())
+    >>> model[2].feedback.dense().shape
+    torch.Size([3, 8])
+
+    Args:
+        model: Any module.
+        rule: One rule for the model, or a rule a pattern: shell patterns on module names, of which the first that
+            matches a layer decides. Layers that none matches keep BP.
+        output: What the error is taken of, where the model returns no tensor: a key, attribute or position of what
+            it returns, or the name of the module that computes it. By default it is what the model returns; where
+            that comes out of a sigmoid or softmax on a Linear layer, that layer's output (the papers' p - y).
+        example: An input like those of training: a tensor, a tuple of arguments or a dict of keyword arguments, of any
+            batch size. Needed where convolutions get direct feedback, since that covers every element of their input
+            map, and where the model can't be traced.
+
+    Raises:
+        ValueError: The model is converted, wrapped or lazy; a pattern matches nothing; a rule fits no layer; a layer
+            can't be cut; a product does not exist. The model is then as it was.
+        TypeError: ``rule`` is no rule.
+    """
+    try:
+        return _convert(model, rule, output, example)
+    except ValueError as error:
+        raise type(error)(f"convert: {error}") from error
+
+
+def _convert(model: Model, rule: Rule | Mapping[str, Rule], output: str | int | None, example: Any | None) -> Model:
+    _refuse(model)
+    rules = _assign(model, rule)
+    active = [r for r in rules.values() if not isinstance(r, BP) and not r.freezes]
+    if not active:
+        return _install(model, rules, [], output, "")
+    structure = read_structure(model, output, example, local=all(r.local for r in active))
+    plans = _plan(model, rules, structure)
+    if not plans:
+        raise ValueError(
+            f"{_shown(rule)} cuts nothing in {type(model).__name__}: none of its layers lies above another one with parameters, "
+            f"on the way to the scope's output. The forward calls {', '.join(map(repr, structure.order)) or 'no layer'}."
+        )
+    return _install(model, rules, plans, output, structure.end)
+
+
+def revert(model: Model) -> Model:
+    """Make a converted model a plain one again, in place, weights kept, and return it.
+
+    Raises:
+        ValueError: The model is not converted.
+    """
+    conversion = conversion_of(model)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name in conversion.frozen:
+        parameters[name].requires_grad_(True)
+    for module in model.modules():
+        for hooks, flags in (
+            (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
+            (module._forward_hooks, module._forward_hooks_with_kwargs),
+        ):
+            for key in [k for k, hook in hooks.items() if isinstance(hook, _Hook)]:
+                del hooks[key]
+                flags.pop(key, None)
+        if isinstance(module._modules.get("feedback"), Feedback):
+            del module._modules["feedback"]
+    delattr(model, _MARK)
+    return model
+
+
+@contextmanager
+def backprop(model: nn.Module) -> Iterator[None]:
+    """Within it, a converted model's gradients are the true ones.
+
+    Both the forward and the backward pass belong inside.
+
+    Raises:
+        ValueError: The model is not converted.
+    """
+    scopes = conversion_of(model).scopes
+    before = [scope.enabled for scope in scopes]
+    for scope in scopes:
+        scope.enabled = False
+    try:
+        yield
+    finally:
+        for scope, enabled in zip(scopes, before, strict=True):
+            scope.enabled = enabled
+
+
+def is_converted(model: nn.Module) -> bool:
+    """Tell whether a model is converted."""
+    return _MARK in model.__dict__
+
+
+def conversion_of(model: nn.Module) -> Conversion:
+    """Return what convert did to a model.
+
+    Raises:
+        ValueError: The model is not converted.
+    """
+    conversion = model.__dict__.get(_MARK)
+    if conversion is None:
+        raise ValueError(f"this {type(model).__name__} is not converted; call torchdfa.convert(model, rule) first.")
+    return conversion
+
+
+def _refuse(model: nn.Module) -> None:
+    wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel, torch.jit.ScriptModule)
+    if isinstance(model, wrappers) or hasattr(model, "_orig_mod"):
+        raise ValueError(f"the model is wrapped in {type(model).__name__}; convert what is inside, then wrap it.")
+    for name, module in model.named_modules():
+        if _MARK in module.__dict__:
+            where = f"its module {name!r}" if name else f"this {type(model).__name__}"
+            raise ValueError(f"{where} is converted already; call torchdfa.revert on it first.")
+        if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[arg-type]
+            raise ValueError(f"{name!r} is lazy; run the model once, so that its weights have shapes.")
+
+
+def _assign(model: nn.Module, rule: Rule | Mapping[str, Rule]) -> dict[str, Rule]:
+    """Return the rule of every module that has parameters of its own."""
+    layers = {n: m for n, m in model.named_modules() if next(m.parameters(recurse=False), None) is not None}
+    if isinstance(rule, Rule):
+        chosen = {n: rule if isinstance(m, rule.chooses) else BP() for n, m in layers.items()}
+        if not any(isinstance(m, rule.chooses) for m in layers.values()):
+            raise ValueError(f"{_shown(rule)} fits no layer of {type(model).__name__}; {_listed(layers)}")
+        return chosen
+    if not isinstance(rule, Mapping) or not all(isinstance(r, Rule) for r in rule.values()):
+        raise TypeError(
+            f"convert: rule is {rule!r}, expected a rule such as torchdfa.DFA(), or a dict of pattern to rule."
+        )
+    rules: dict[str, Rule] = {}
+    for pattern, part in rule.items():
+        matching = {n: m for n, m in layers.items() if fnmatchcase(n, pattern)}
+        if not matching:
+            raise ValueError(f"the pattern {pattern!r} matches no layer; {_listed(layers)}")
+        if not any(isinstance(m, part.fits) for m in matching.values()):
+            raise ValueError(f"{_shown(part)} fits none of the layers that {pattern!r} matches; {_listed(matching)}")
+        for name, module in matching.items():
+            rules.setdefault(name, part if isinstance(module, part.fits) else BP())
+    return {name: rules.get(name, BP()) for name in layers}
+
+
+def _plan(model: nn.Module, rules: Mapping[str, Rule], structure: Structure) -> list[tuple[str, Feedback, bool]]:
+    """Make the feedback of every layer to cut: its name, the feedback, whether its scope is the layer itself."""
+    modules = dict(model.named_modules())
+    wanted = {name: rule for name, rule in rules.items() if not isinstance(rule, BP) and not rule.freezes}
+    unseen = [name for name in wanted if name not in structure.order]
+    if unseen:
+        raise ValueError(
+            f"{unseen[0]!r} is never called as a layer in the forward (its weights may be used by the module around it, as in "
+            f"nn.MultiheadAttention), so it can't be cut. Give it the rule BP: {{{unseen[0]!r}: torchdfa.BP(), ...}}."
+        )
+    plans: list[tuple[str, Feedback, bool]] = []
+    spared: set[Rule] = set()
+    for name in structure.order:
+        rule = wanted.get(name)
+        if rule is None:
+            continue
+        if rule.spares_first and rule not in spared:
+            spared.add(rule)
+            continue
+        if name not in structure.fed or not (rule.local or name in structure.leading):
+            continue
+        layer = modules[name]
+        if "feedback" in layer._modules or hasattr(layer, "feedback"):
+            raise ValueError(
+                f"{name!r} has an attribute `feedback` of its own, the name under which convert keeps its feedback."
+            )
+        feedback = rule.feedback(_local_site(name, layer) if rule.local else _site(model, name, layer, structure))
+        if feedback is not None:
+            plans.append((name, feedback, rule.local))
+    return plans
+
+
+def _local_site(name: str, layer: nn.Module) -> Site:
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    matrix = weight.detach().flatten(1)
+    return Site(name, layer, matrix.shape[0], matrix.shape[1], True, matrix.double)
+
+
+def _site(model: nn.Module, name: str, layer: nn.Module, structure: Structure) -> Site:
+    def product() -> Tensor:
+        return structure.product(model, name)
+
+    if structure.output is not None:
+        hidden, output = structure.inputs[name], structure.output
+        if isinstance(layer, nn.Linear) and hidden[:-1] == output[:-1]:
+            return Site(name, layer, output[-1], hidden[-1], True, product)
+        return Site(name, layer, math.prod(output[1:]), math.prod(hidden[1:]), False, product)
+    if not isinstance(layer, nn.Linear):
+        raise ValueError(
+            f"direct feedback to {name!r}, a {type(layer).__name__}, covers every element of its input map, whose size is not "
+            "known. Pass example=x, an input like the ones you train on."
+        )
+    if structure.errors is None:
+        raise ValueError(
+            f"the width of the scope's output is not known, since {structure.chain_end}. Pass example=x, an input like "
+            "the ones you train on."
+        )
+    return Site(name, layer, structure.errors, layer.in_features, True, product)
+
+
+def _install(
+    model: Model, rules: dict[str, Rule], plans: list[tuple[str, Feedback, bool]], output: str | int | None, end: str
+) -> Model:
+    modules = dict(model.named_modules())
+    parameters = [
+        (f"{name}.{p}".lstrip("."), value)
+        for name, rule in rules.items()
+        if rule.freezes
+        for p, value in modules[name].named_parameters(recurse=False)
+    ]
+    frozen = tuple(name for name, value in parameters if value.requires_grad)
+    for _, value in parameters:
+        value.requires_grad_(False)
+    scopes: list[Scope] = []
+    direct = [(name, feedback) for name, feedback, local in plans if not local]
+    if direct:
+        scope = Scope(None if output == end else output)
+        scopes.append(scope)
+        model.register_forward_pre_hook(_Begin(scope), prepend=True)
+        for name, feedback in direct:
+            _cut(modules[name], name, feedback, scope)
+        modules[end].register_forward_hook(_End(scope))
+    for name, feedback, local in plans:
+        if local:
+            scopes.append(Scope())
+            modules[name].register_forward_pre_hook(_Begin(scopes[-1]))
+            _cut(modules[name], name, feedback, scopes[-1])
+            modules[name].register_forward_hook(_End(scopes[-1]))
+    setattr(model, _MARK, Conversion(rules, scopes, frozen))
+    return model
+
+
+def _cut(layer: nn.Module, name: str, feedback: Feedback, scope: Scope) -> None:
+    layer.add_module("feedback", feedback)
+    layer.register_forward_pre_hook(_Cut(scope, name), with_kwargs=True)
+
+
+def _shown(rule: Rule | Mapping[str, Rule]) -> str:
+    return (
+        type(rule).__name__
+        if isinstance(rule, Rule)
+        else " and ".join(sorted({type(r).__name__ for r in rule.values()}))
+    )
+
+
+def _listed(layers: Mapping[str, nn.Module]) -> str:
+    shown = [f"{name!r} ({type(module).__name__})" for name, module in list(layers.items())[:20]]
+    more = f" and {len(layers) - 20} more" if len(layers) > 20 else ""
+    return f"there are {', '.join(shown)}{more}." if shown else "it has no layers with parameters."

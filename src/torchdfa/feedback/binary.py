@@ -1,0 +1,78 @@
+"""Binary feedback, one bit an entry: stored, or made anew from a seed at every use (eq. 9 of Han & Yoo 2019)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torchdfa.feedback import bits
+from torchdfa.feedback.base import Feedback
+
+
+class BinaryFeedback(Feedback):
+    """``s · e @ B`` with ``B`` in ±1 and one scale ``s``; where the signs come from is its subclasses' matter."""
+
+    scale: Tensor
+
+    def __init__(self, errors: int, features: int, scale: Tensor, *, per_position: bool = False):
+        super().__init__(errors, features, per_position=per_position)
+        self.register_buffer("scale", scale)
+
+    def packed(self) -> Tensor:
+        """Return the signs as bytes (K, ceil(H / 8)), uint8, laid out as :mod:`torchdfa.feedback.bits` says."""
+        raise NotImplementedError
+
+    def signs(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the signs ±1, shape (K, H)."""
+        return bits.unpack(self.packed(), self.features, dtype)
+
+    def forward(self, e: Tensor) -> Tensor:
+        """Return ``s · e @ B``, shape (N, H), for ``e`` of shape (N, K)."""
+        # K is the narrow side: scaling e rather than the product saves a pass over (N, H).
+        return (e * self.scale.to(e.dtype)) @ self.signs(e.dtype)
+
+    def dense(self) -> Tensor:
+        """Return ``s · B``, shape (K, H)."""
+        return self.scale * self.signs(self.scale.dtype)
+
+
+class PackedFeedback(BinaryFeedback):
+    """Signs stored one bit an entry.
+
+    Args:
+        positive: Where the feedback is +1, booleans (K, H).
+        scale: s, 0-dimensional.
+        per_position: See :class:`Feedback`.
+    """
+
+    packed_signs: Tensor
+
+    def __init__(self, positive: Tensor, scale: Tensor, *, per_position: bool = False):
+        super().__init__(*positive.shape, scale, per_position=per_position)
+        self.register_buffer("packed_signs", bits.pack(positive))
+
+    def packed(self) -> Tensor:
+        """Return the stored bytes."""
+        return self.packed_signs
+
+
+class SeededFeedback(BinaryFeedback):
+    """Signs generated from a seed at every use; nothing but the seed's key and the scale is stored.
+
+    Args:
+        errors: K.
+        features: H.
+        key: What :func:`torchdfa.feedback.bits.key_of` made of the seed and the layer's name.
+        scale: s, 0-dimensional.
+        per_position: See :class:`Feedback`.
+    """
+
+    key: Tensor
+
+    def __init__(self, errors: int, features: int, key: int, scale: Tensor, *, per_position: bool = False):
+        super().__init__(errors, features, scale, per_position=per_position)
+        self.register_buffer("key", torch.tensor(key, device=scale.device))
+
+    def packed(self) -> Tensor:
+        """Draw the bytes anew."""
+        return bits.draw(self.key, self.errors, self.features)

@@ -1,0 +1,49 @@
+"""The one autograd node of the library: an error goes from a scope's output directly to every activation that was cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from torchdfa.feedback.base import Feedback
+
+
+def broadcast(output: Tensor, feedbacks: Sequence[Feedback], hidden: Sequence[Tensor]) -> Tensor:
+    """Return ``output`` unchanged; backward, its error ``e`` also reaches every ``hidden[k]`` as ``feedbacks[k](e)``.
+
+    Args:
+        output: The scope's output, shape (N, ..., K).
+        feedbacks: One for each cut activation.
+        hidden: The cut activations, shapes (N, H...). Only their shapes and types are kept: none stays in memory.
+
+    Raises:
+        ValueError: An activation's shape does not fit its feedback.
+    """
+    for feedback, h in zip(feedbacks, hidden, strict=True):
+        feedback.check(output.shape, h.shape)
+    result = _Broadcast.apply(output, tuple(feedbacks), *hidden)
+    assert isinstance(result, Tensor)
+    return result
+
+
+class _Broadcast(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(output: Tensor, feedbacks: tuple[Feedback, ...], *hidden: Tensor) -> Tensor:
+        return output.view_as(output)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, ctx.feedbacks, *hidden = inputs
+        ctx.hidden: list[tuple[torch.Size, torch.dtype]] = [(h.shape, h.dtype) for h in hidden]
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (e,) = grad_outputs
+        errors = (f.carry(e, shape).to(dtype) for f, (shape, dtype) in zip(ctx.feedbacks, ctx.hidden, strict=True))
+        return e, None, *errors

@@ -1,0 +1,45 @@
+"""What must be known of a model before it is cut, and the two ways of finding it out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from torchdfa.structure.base import CUTTABLE, Structure
+from torchdfa.structure.outputs import pick, put
+from torchdfa.structure.run import run_structure
+from torchdfa.structure.trace import trace_structure
+
+__all__ = ["CUTTABLE", "Structure", "pick", "put", "read_structure"]
+
+
+def read_structure(
+    model: nn.Module, output: str | int | None, example: Any | None, *, local: bool = False
+) -> Structure:
+    """Read the structure of ``model`` by tracing it and, where an example is given, by running it as well.
+
+    Args:
+        model: Any module; it is left as it was.
+        output: The scope's output, as in :func:`torchdfa.convert`.
+        example: A tensor, a tuple of arguments, or a dict of keyword arguments.
+        local: Leave out what concerns the scope's output, which may then be anything.
+
+    Raises:
+        ValueError: Neither way works, or the named output is not there.
+    """
+    try:
+        traced = trace_structure(model, output, local=local)
+    except ValueError:
+        raise
+    except Exception as error:
+        # A trace runs the model's own code on stand-ins for tensors: whatever that raises means "not traceable".
+        reason = f"its forward can't be traced ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
+        if example is None:
+            raise ValueError(
+                f"cannot read the order of the layers of {type(model).__name__}: {reason}. Pass example=x, an input like "
+                "the ones you train on."
+            ) from error
+        end = output if isinstance(output, str) and output in dict(model.named_modules()) else ""
+        traced = Structure((), frozenset(), frozenset(), end, None, chain_end=reason)
+    return traced if example is None else run_structure(model, output, example, traced, local=local)

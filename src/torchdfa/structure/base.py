@@ -1,0 +1,57 @@
+"""What must be known of a model before it is cut: the order of its layers, their shapes, the chain to its output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from torchdfa.feedback.init import NoProductError
+
+CUTTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What is read off a model.
+
+    Attributes:
+        order: Names of the Linear and convolution layers that the forward calls, in the order of their first call.
+        fed: Those whose input depends on a parameter. The others are first layers: nothing below them needs an error.
+        leading: Those that lead to the scope's output, whose error is therefore also theirs.
+        end: The module whose output is the scope's; "" for what the model returns.
+        errors: K, the width of the error there, where a Linear layer makes it.
+        output: Shape of the scope's output; None without an example.
+        inputs: Shape of the input of each layer in ``order``; empty without an example.
+        chain: Names of the Linear layers that lead to the output without a branch, the last first.
+        chain_end: Why the chain goes no further.
+    """
+
+    order: tuple[str, ...]
+    fed: frozenset[str]
+    leading: frozenset[str]
+    end: str
+    errors: int | None
+    output: torch.Size | None = None
+    inputs: Mapping[str, torch.Size] = field(default_factory=dict)
+    chain: tuple[str, ...] = ()
+    chain_end: str = ""
+
+    def product(self, model: nn.Module, name: str) -> Tensor:
+        """Return ``W_L … W_{i+1}`` (eq. 7 of Han & Yoo 2019), shape (K, H), float64, for the cut at ``name``'s input.
+
+        Raises:
+            NoProductError: What leads from ``name`` to the output is no chain of Linear layers.
+        """
+        if name not in self.chain:
+            raise NoProductError(
+                f"init='product' for {name!r}: no product of forward weights leads from the output to its input, since "
+                f"{self.chain_end}. Use init='random', or a rule that cuts the Linear layers of the head only (CDFA, CBDFA)."
+            )
+        weights = [model.get_submodule(n).weight for n in self.chain[: self.chain.index(name) + 1]]
+        result, *rest = (w.detach().double() for w in weights if isinstance(w, Tensor))
+        for weight in rest:
+            result = result @ weight
+        return result

@@ -1,0 +1,61 @@
+"""Reach into what a model returns: one part of a tuple, a dict or a data class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+
+def pick(value: Any, part: str | int) -> Any:
+    """Return the named part of a model's output: a key, an attribute, or a position.
+
+    Raises:
+        ValueError: There is no such part; the message lists those there are.
+    """
+    try:
+        return value[part] if isinstance(part, int) or isinstance(value, Mapping) else getattr(value, part)
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ValueError(f"the model's output has no part {part!r}: it is {describe(value)}.") from error
+
+
+def put(value: Any, part: str | int, tensor: Tensor) -> Any:
+    """Return a model's output with its named part replaced by ``tensor``; tuples are built anew, the rest changed."""
+    if isinstance(value, tuple):
+        fields = getattr(value, "_fields", None)
+        if fields is not None:
+            return value._replace(**{fields[part] if isinstance(part, int) else part: tensor})  # type: ignore[attr-defined]
+        position = range(len(value))[int(part)]
+        return tuple(tensor if i == position else v for i, v in enumerate(value))
+    if isinstance(value, (Mapping, list)):
+        value[part] = tensor  # type: ignore[index]
+    else:
+        setattr(value, str(part), tensor)
+    return value
+
+
+def not_a_tensor(value: Any) -> str:
+    """Say that a scope's output is no tensor, and what to do."""
+    return (
+        f"the scope's output is {describe(value)}, expected a tensor. Pass output=..., naming the part (a key, an "
+        "attribute, a position) or the module that computes what the loss is taken of."
+    )
+
+
+def behind_softmax() -> str:
+    """Say that a scope's output comes out of a softmax, and what to do."""
+    return (
+        "the output comes out of a softmax, where the error is not the p - y that feedback carries. Let the model return "
+        "its logits, or pass output=, the name of the module that computes them."
+    )
+
+
+def describe(value: Any) -> str:
+    """Say what a value is, with the names of its parts."""
+    kind = type(value).__name__
+    if isinstance(value, Mapping):
+        return f"a {kind} with the keys {list(value)}"
+    if hasattr(value, "_fields"):
+        return f"a {kind} with the fields {list(value._fields)}"
+    return f"a {kind} of {len(value)}" if isinstance(value, (tuple, list)) else f"a {kind}"

@@ -1,0 +1,113 @@
+"""Read a model's structure by running it once on an example input, which gives shapes and works for any model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchdfa.structure.base import CUTTABLE, Structure
+from torchdfa.structure.outputs import behind_softmax, not_a_tensor, pick
+
+
+def run_structure(
+    model: nn.Module, output: str | int | None, example: Any, traced: Structure, *, local: bool = False
+) -> Structure:
+    """Complete a structure, as far as it was traced, by a forward on an example.
+
+    Args:
+        model: Any module; its mode, its gradients, its buffers and the random state stay as they are.
+        output: The scope's output, as in :func:`torchdfa.convert`.
+        example: A tensor, a tuple of arguments, or a dict of keyword arguments.
+        traced: What is known without running.
+        local: Leave out what concerns the scope's output.
+
+    Raises:
+        ValueError: The scope's output is no tensor, comes out of a softmax, or is computed more than once; or a layer
+            is called with inputs of several shapes.
+    """
+    seen: dict[str, list[Tensor]] = {}
+    ends: list[Any] = []
+
+    def record(name: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        seen.setdefault(name, []).append(arguments[0] if arguments else keywords["input"])
+
+    modules = dict(model.named_modules())
+    handles = [
+        m.register_forward_pre_hook(lambda _, a, k, name=name: record(name, a, k), with_kwargs=True)
+        for name, m in modules.items()
+        if isinstance(m, CUTTABLE)
+    ]
+    handles.append(modules[traced.end].register_forward_hook(lambda _, a, o: ends.append(o)))
+    try:
+        with _undisturbed(model), torch.enable_grad():
+            if isinstance(example, Mapping):
+                model(**example)
+            else:
+                model(*(example if isinstance(example, (tuple, list)) else (example,)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, inputs in seen.items():
+        if len({h.shape for h in inputs}) > 1:
+            raise ValueError(
+                f"{name!r} is called with inputs of different shapes in one forward, {[tuple(h.shape) for h in inputs]}; "
+                "one feedback can't serve them. Give it the rule BP, by name."
+            )
+    structure = replace(
+        traced,
+        order=tuple(seen),
+        fed=frozenset(name for name, inputs in seen.items() if any(h.requires_grad for h in inputs)),
+        inputs={name: inputs[0].shape for name, inputs in seen.items()},
+    )
+    if local:
+        return structure
+    if len(ends) != 1:
+        raise ValueError(
+            f"the scope's output {traced.end!r} is computed {len(ends)} times in a forward, expected once."
+        )
+    value = ends[0] if output is None or output == traced.end else pick(ends[0], output)
+    if not isinstance(value, Tensor):
+        raise ValueError(not_a_tensor(value))
+    if type(value.grad_fn).__name__.startswith(("Softmax", "LogSoftmax")):
+        raise ValueError(behind_softmax())
+    nodes = _nodes(value)
+    leading = frozenset(
+        name for name, inputs in seen.items() if any(h.grad_fn in nodes for h in inputs if h.requires_grad)
+    )
+    return replace(structure, leading=leading, output=value.shape)
+
+
+def _nodes(output: Tensor) -> set[Any]:
+    """Return the autograd nodes that a tensor was made by."""
+    found: set[Any] = set()
+    waiting: list[Any] = [output.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            waiting += [parent for parent, _ in node.next_functions]
+    return found
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Put the model in eval mode with every parameter differentiable; afterwards restore that and the random state."""
+    modes = [(m, m.training) for m in model.modules()]
+    flags = [(p, p.requires_grad) for p in model.parameters() if p.is_floating_point()]
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices):
+        try:
+            model.eval()
+            for p, _ in flags:
+                p.requires_grad_(True)
+            yield
+        finally:
+            for m, training in modes:
+                m.training = training
+            for p, requires_grad in flags:
+                p.requires_grad_(requires_grad)

@@ -1,0 +1,187 @@
+"""Read a model's structure without an input, by symbolic tracing (torch.fx)."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import replace
+from typing import Any
+
+from torch import fx, nn
+
+from torchdfa.structure.base import CUTTABLE, Structure
+from torchdfa.structure.outputs import behind_softmax, not_a_tensor, pick
+
+# What may stand between two Linear layers without changing which weights their product multiplies (eq. 7 of Han & Yoo
+# 2019): activations, norms and dropout act entry by entry, or rescale, and eq. 7 ignores both; a reshape between equal
+# widths moves nothing.
+_SQUASHES = frozenset(
+    "relu relu_ relu6 tanh tanh_ sigmoid sigmoid_ softmax log_softmax softmin gelu silu elu elu_ selu celu leaky_relu "
+    "leaky_relu_ softplus softsign logsigmoid hardtanh hardsigmoid hardswish mish prelu threshold tanhshrink".split()
+)
+_MOVES = frozenset(
+    "dropout alpha_dropout batch_norm layer_norm rms_norm flatten view reshape contiguous clone float double to "
+    "type_as".split()
+)
+_SQUASHING_MODULES = tuple(
+    kind
+    for kind in vars(nn.modules.activation).values()
+    if isinstance(kind, type) and issubclass(kind, nn.Module) and kind not in (nn.Module, nn.MultiheadAttention, nn.GLU)
+)
+_MOVING_MODULES = (
+    *(nn.BatchNorm1d, nn.LayerNorm, nn.RMSNorm, nn.SyncBatchNorm),
+    *(nn.Dropout, nn.Dropout1d, nn.AlphaDropout, nn.FeatureAlphaDropout),
+    *(nn.Identity, nn.Flatten),
+)
+
+
+def trace_structure(model: nn.Module, output: str | int | None, *, local: bool = False) -> Structure:
+    """Return the structure of ``model``; shapes stay unknown. Arguments are those of ``read_structure``.
+
+    Raises:
+        ValueError: The output is no tensor, or is the result of a softmax that does not follow a Linear layer.
+        Exception: Whatever the model's forward raises when it is run on stand-ins for tensors.
+    """
+    reader = _Reader(model, fx.Tracer().trace(model))
+    return reader.layers() if local else reader.layers_to(output)
+
+
+class _Reader:
+    def __init__(self, model: nn.Module, graph: fx.Graph):
+        self.model, self.graph = model, graph
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.names = {id(module): name for name, module in model.named_modules()}  # one name for a module used twice
+        self.calls: dict[str, int] = {}
+        for node in graph.nodes:
+            if node.op == "call_module":
+                self.calls[self.name(node)] = self.calls.get(self.name(node), 0) + 1
+
+    def name(self, node: fx.Node) -> str:
+        return self.names[id(self.modules[str(node.target)])]
+
+    def module(self, node: fx.Node) -> nn.Module | None:
+        return self.modules[str(node.target)] if node.op == "call_module" else None
+
+    def layers(self) -> Structure:
+        """Return the order of the layers, and which of them depend on others."""
+        learned = self.learned()
+        order: list[str] = []
+        fed: set[str] = set()
+        for node in self.graph.nodes:
+            if isinstance(self.module(node), CUTTABLE):
+                name = self.name(node)
+                order += [name] if name not in order else []
+                fed |= {name} if any(parent in learned for parent in node.all_input_nodes) else set()
+        return Structure(tuple(order), frozenset(fed), frozenset(), "", None)
+
+    def layers_to(self, output: str | int | None) -> Structure:
+        """Return the whole structure, seen from the scope's output."""
+        end_node = self.end(output)
+        chain, chain_end, squash = self.chain(end_node)
+        end = output if isinstance(output, str) and output in self.modules else ""
+        if output is None and squash:
+            # The papers' error is the one at the last layer's sums (p - y), not behind its softmax or sigmoid.
+            last = next(
+                (n for n in reversed(self.graph.nodes) if chain and self.module(n) is self.modules[chain[0]]), None
+            )
+            if last is not None and self.calls[chain[0]] == 1:
+                end, end_node = chain[0], last
+            elif "softmax" in squash:
+                raise ValueError(behind_softmax())
+        leading = frozenset(self.name(n) for n in self.ancestors(end_node) if isinstance(self.module(n), CUTTABLE))
+        errors = self.modules[chain[0]].out_features if chain else None
+        assert errors is None or isinstance(errors, int)
+        return replace(self.layers(), leading=leading, end=end, errors=errors, chain=tuple(chain), chain_end=chain_end)
+
+    def end(self, output: str | int | None) -> fx.Node:
+        """Return the node whose value is the scope's output."""
+        if isinstance(output, str) and output in self.modules:
+            inside = [n for n in self.graph.nodes if output in n.meta.get("nn_module_stack", ()) or n.target == output]
+            if not inside:
+                raise ValueError(f"the forward never calls {output!r}, which output= names.")
+            return inside[-1]
+        (value,) = next(n for n in self.graph.nodes if n.op == "output").args
+        value = value if output is None else pick(value, output)
+        if not isinstance(value, fx.Node):
+            raise ValueError(not_a_tensor(value))
+        return value
+
+    def chain(self, node: fx.Node) -> tuple[list[str], str, str]:
+        """Walk back from the output: the Linear layers met, last first; why it ended; the squashing met before any."""
+        chain: list[str] = []
+        squash = ""
+        while node.op != "placeholder":
+            module = self.module(node)
+            if isinstance(module, nn.Linear):
+                name = self.name(node)
+                if self.calls[name] > 1:
+                    return chain, f"{name!r} is called {self.calls[name]} times", squash
+                if chain and self.modules[chain[-1]].in_features != module.out_features:
+                    wide = self.modules[chain[-1]].in_features
+                    return (
+                        chain,
+                        f"{name!r} puts out {module.out_features} and {chain[-1]!r} takes {wide} features",
+                        squash,
+                    )
+                chain.append(name)
+            elif (operation := self.passing(node)) is None:
+                what = (
+                    f"{self.name(node)!r} is a {type(module).__name__}"
+                    if module is not None
+                    else f"{node.name!r} lies between"
+                )
+                return chain, what, squash
+            elif operation and not chain:
+                squash = operation
+            tensors = self.tensors(node)
+            if len(tensors) != 1:
+                return chain, f"{node.name!r} has {len(tensors)} inputs", squash
+            node = tensors[0]
+        return chain, "the chain ends at the model's input", squash
+
+    def passing(self, node: fx.Node) -> str | None:
+        """Return None for an operation that a product can't pass, its name if it squashes, "" if it only moves."""
+        module = self.module(node)
+        if isinstance(module, _SQUASHING_MODULES):
+            return type(module).__name__.lower()
+        if isinstance(module, _MOVING_MODULES):
+            return ""
+        name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+        if node.op in ("call_method", "call_function") and len(self.tensors(node)) == 1:
+            return name if name in _SQUASHES else "" if name in _MOVES else None
+        return None
+
+    def tensors(self, node: fx.Node) -> list[fx.Node]:
+        """Return the inputs of an operation that carry data: no weights, no sizes as in ``x.view(x.size(0), -1)``."""
+        return [p for p in node.all_input_nodes if p.op != "get_attr" and not _is_size(p)]
+
+    def learned(self) -> set[fx.Node]:
+        """Return the nodes whose value depends on a parameter."""
+        found: set[fx.Node] = set()
+        for node in self.graph.nodes:
+            module = self.module(node)
+            owns = module is not None and any(True for _ in module.parameters())
+            if node.op == "get_attr":
+                owns = isinstance(operator.attrgetter(str(node.target))(self.model), nn.Parameter)
+            if owns or any(parent in found for parent in node.all_input_nodes):
+                found.add(node)
+        return found
+
+    @staticmethod
+    def ancestors(node: fx.Node) -> set[fx.Node]:
+        """Return the nodes that a node's value is made of, itself included."""
+        found, waiting = {node}, [node]
+        while waiting:
+            new = [p for p in waiting.pop().all_input_nodes if p not in found]
+            found.update(new)
+            waiting += new
+        return found
+
+
+def _is_size(value: Any) -> bool:
+    if not isinstance(value, fx.Node):
+        return False
+    if value.op == "call_method":
+        return value.target == "size"
+    if value.op == "call_function" and value.target is getattr:
+        return value.args[1] == "shape"
+    return value.op == "call_function" and value.target is operator.getitem and _is_size(value.args[0])

@@ -1,0 +1,104 @@
+"""A table of what a conversion did: each layer's rule, and what its feedback costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from torchdfa.convert import conversion_of
+from torchdfa.feedback import ConvFeedback, Feedback
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer of a summary.
+
+    Attributes:
+        layer: Its name.
+        kind: Its type.
+        rule: Its rule's name.
+        feedback: Shape of the feedback at its input, (K, H) or a convolution's kernel; None where the input is not cut.
+        scale: Mean absolute value of the feedback's entries.
+        nbytes: Bytes of the feedback as it is kept.
+        nbytes_float32: Bytes of the same feedback as float32.
+    """
+
+    layer: str
+    kind: str
+    rule: str
+    feedback: tuple[int, ...] | None = None
+    scale: float | None = None
+    nbytes: int = 0
+    nbytes_float32: int = 0
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A model's layers and rules; ``print`` it to read it."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all feedback."""
+        return sum(row.nbytes for row in self.rows)
+
+    @property
+    def nbytes_float32(self) -> int:
+        """Bytes of all feedback as float32."""
+        return sum(row.nbytes_float32 for row in self.rows)
+
+    def __str__(self) -> str:
+        head = ("layer", "type", "rule", "feedback", "mean |B|", "bytes", "as float32")
+        lines = [head, *(_cells(row) for row in self.rows)]
+        lines.append(("total", "", "", "", "", f"{self.nbytes:,}", f"{self.nbytes_float32:,}"))
+        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+        return "\n".join(
+            "  ".join(
+                c.ljust(w) if i < 4 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in lines
+        )
+
+
+def summary(model: nn.Module) -> Summary:
+    """Return the table of a converted model: layer, rule, feedback shape, bytes, bytes as float32.
+
+    >>> import torch, torchdfa as dfa
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+    >>> print(dfa.summary(dfa.convert(model, dfa.BDFA(scale="unit"))))
+    layer  type    rule  feedback  mean |B|  bytes  as float32
+    0      Linear  BDFA
+    2      Linear  BDFA  3 × 16           1     10         192
+    total                                       10         192
+
+    Raises:
+        ValueError: The model is not converted.
+    """
+    conversion = conversion_of(model)
+    rows = []
+    for name, rule in conversion.rules.items():
+        layer = model.get_submodule(name)
+        feedback = layer._modules.get("feedback")
+        row = Row(name, type(layer).__name__, type(rule).__name__)
+        if isinstance(feedback, Feedback):
+            matrix = feedback.weight if isinstance(feedback, ConvFeedback) else feedback.dense()
+            row = Row(
+                row.layer,
+                row.kind,
+                row.rule,
+                tuple(matrix.shape),
+                matrix.abs().mean().item(),
+                feedback.nbytes,
+                feedback.nbytes_float32,
+            )
+        rows.append(row)
+    return Summary(tuple(rows))
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    if row.feedback is None:
+        return (row.layer, row.kind, row.rule, "", "", "", "")
+    shape = " × ".join(map(str, row.feedback))
+    return (row.layer, row.kind, row.rule, shape, f"{row.scale:.3g}", f"{row.nbytes:,}", f"{row.nbytes_float32:,}")
