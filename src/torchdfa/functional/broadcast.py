@@ -35,7 +35,8 @@ class _Broadcast(Function):
 
     @staticmethod
     def forward(output: Tensor, feedbacks: tuple[Feedback, ...], *hidden: Tensor) -> Tensor:
-        return output.view_as(output)
+        # A detached alias, no view: what follows may change it in place, as nn.ReLU(inplace=True) does.
+        return output.detach()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -1,0 +1,287 @@
+"""``torchdfa compare``: the same network, weights and data order under several methods, each at its own learning rate."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import statistics as stats
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+import torchdfa
+from torchdfa.data import Batches, Dataset, load, statistics
+from torchdfa.experiments.cells import Cell, Outcome, run_cells
+from torchdfa.experiments.methods import METHODS, method
+from torchdfa.experiments.timing import interleaved, training_step
+from torchdfa.models import Network, SmallConv, VGG16
+from torchdfa.summary import summary
+from torchdfa.training import TrainConfig
+from torchdfa.training.logs import write_csv
+
+_WIDENINGS = 2
+_TIMING_SECONDS = 6.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """The settings of a comparison.
+
+    Args:
+        data: digits, cifar10, cifar100, tiny-imagenet100-32, mnist, fashion-mnist, or the path of an image folder.
+        data_root: Folder of all data. By default the environment variable TORCHDFA_DATA, then a cache folder.
+        train_size: Train on a class-balanced, seeded subset of this many images; all of them by default.
+        model: The network; by default a quarter-width VGG16 for images of 32 × 32 and larger, else SmallConv.
+        methods: Names of the methods, of those in torchdfa.experiments.methods.
+        lrs: Peak learning rates that every method is tried at. If the best is the lowest or the highest, up to two
+            more are tried beyond it.
+        seeds: Runs of each method at its best learning rate.
+        epochs: Passes over the training images.
+        batch_size: Images a step.
+        validation: Share of the training images on which the learning rate is chosen.
+        weight_decay: L2 penalty.
+        clip: Largest norm of the gradient.
+        augment: Random flips and crops.
+        precision: See torchdfa.training.TrainConfig; by default float32 for small images.
+        jobs: Runs at a time, one thread each; by default one a core.
+    """
+
+    data: str = "digits"
+    data_root: str | None = None
+    train_size: int | None = None
+    model: Network | None = None
+    methods: tuple[str, ...] = ("BP", "Conv-only", "CDFA (7)", "CBDFA (9)", "CBDFA random")
+    lrs: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1)
+    seeds: int = 3
+    epochs: int = 20
+    batch_size: int = 100
+    validation: float = 0.2
+    weight_decay: float = 5e-4
+    clip: float | None = 10.0
+    augment: bool = False
+    precision: Literal["auto", "32-true", "bf16-mixed"] | None = None
+    jobs: int | None = None
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.methods if name not in METHODS]
+        if unknown or not self.methods:
+            raise ValueError(f"methods={self.methods}: {unknown} not among {', '.join(map(repr, METHODS))}.")
+        if not self.lrs or min(self.lrs) <= 0:
+            raise ValueError(f"lrs={self.lrs}, expected positive learning rates.")
+        if self.seeds < 1 or not 0 < self.validation < 1:
+            raise ValueError(f"seeds={self.seeds}, validation={self.validation}, expected 1 or more, between 0 and 1.")
+
+
+@dataclass(frozen=True)
+class Score:
+    """A method's line of the table.
+
+    Attributes:
+        method: Its name.
+        lr: The learning rate chosen.
+        at_edge: Whether that is the lowest or highest tried.
+        top1: Test accuracy of each seed, in percent.
+        train_top1: Training accuracy of each seed, in percent.
+        epochs: Mean epochs to 95 % of the final test accuracy.
+        step: Time of a training step over that of BP.
+        feedback_bytes: Bytes of feedback.
+        feedback_bytes_float32: The same as float32.
+    """
+
+    method: str
+    lr: float
+    at_edge: bool
+    top1: tuple[float, ...]
+    train_top1: tuple[float, ...]
+    epochs: float
+    step: float
+    feedback_bytes: int
+    feedback_bytes_float32: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One epoch of one run, as ``results.csv`` holds it."""
+
+    data: str
+    train_size: int
+    method: str
+    phase: str
+    lr: float
+    seed: int
+    epoch: int
+    train_loss: float
+    train_top1: float
+    val_top1: float
+    test_top1: float
+    test_top5: float
+    step_seconds: float
+    problem: str
+
+
+def compare(config: CompareConfig, out: Path, *, progress: bool = True) -> list[Score]:
+    """Run a comparison and write ``results.csv``, ``summary.md`` and ``curves.png`` into ``out``.
+
+    Runs that are finished in ``out`` are not run again.
+
+    Raises:
+        torchdfa.data.DataError: The data is not there or does not fit the settings.
+    """
+    from torchdfa.experiments.report import plot, watch, write_summary
+
+    dataset = load(config.data, config.data_root)
+    config = _completed(config, dataset)
+    size = config.train_size or len(dataset.train)
+    outcomes: list[Outcome] = []
+    jobs = config.jobs or os.cpu_count() or 1
+    planned = len(config.methods) * (len(config.lrs) + config.seeds)
+    with watch(progress, planned) as watcher:
+
+        def run(cells: Iterable[Cell]) -> None:
+            for outcome in run_cells(list(cells), out / "cells", jobs):
+                outcomes.append(outcome)
+                watcher.count(outcome)
+
+        run(_search(config, name, lr, size) for name in config.methods for lr in config.lrs)
+        for _ in range(_WIDENINGS):
+            beyond = [(name, lr) for name in config.methods if (lr := _beyond(tried(outcomes, name))) is not None]
+            watcher.expect(len(beyond))
+            run(_search(config, name, lr, size) for name, lr in beyond)
+        chosen = {name: _best(tried(outcomes, name)) for name in config.methods}
+        seeds = range(config.seeds)
+        run(_final(config, name, chosen[name], seed) for seed in seeds for name in config.methods)
+        watcher.say("timing a training step of each method")
+        steps, memory = _cost(config, dataset)
+    scores = [
+        _score(outcomes, name, chosen[name], steps[name] / steps[config.methods[0]], memory[name]) for name in config.methods
+    ]
+    rows = [row for outcome in sorted(outcomes, key=lambda o: (config.methods.index(o.cell.method), o.cell.phase, o.cell.config.lr)) for row in _rows(outcome, size)]
+    write_csv(out / "results.csv", rows, [f.name for f in dataclasses.fields(Row)])
+    write_summary(out / "summary.md", config, scores, outcomes, size)
+    plot(out / "curves.png", config, outcomes, chosen)
+    return scores
+
+
+def _completed(config: CompareConfig, dataset: Dataset) -> CompareConfig:
+    small = min(dataset.train.shape[1:]) < 32
+    model = config.model or (SmallConv() if small else VGG16(width=0.25))
+    return dataclasses.replace(config, model=model, precision=config.precision or ("32-true" if small else "auto"))
+
+
+def _train_config(config: CompareConfig, name: str, lr: float, seed: int, validation: int) -> TrainConfig:
+    assert config.model is not None and config.precision is not None
+    return TrainConfig(
+        data=config.data,
+        data_root=config.data_root,
+        train_size=config.train_size,
+        validation=validation,
+        augment=config.augment,
+        model=config.model,
+        rule=method(name, seed),
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        lr=lr,
+        weight_decay=config.weight_decay,
+        clip=config.clip,
+        seed=seed,
+        precision=config.precision,
+    )
+
+
+def _search(config: CompareConfig, name: str, lr: float, size: int) -> Cell:
+    return Cell(name, "search", _train_config(config, name, lr, 0, round(config.validation * size)))
+
+
+def _final(config: CompareConfig, name: str, lr: float, seed: int) -> Cell:
+    return Cell(name, "final", _train_config(config, name, lr, seed, 0))
+
+
+def tried(outcomes: Iterable[Outcome], name: str) -> dict[float, float]:
+    """Return a method's score in the search at each learning rate, lowest rate first."""
+    found = {
+        o.cell.config.lr: o.score for o in outcomes if o.cell.method == name and o.cell.phase == "search"
+    }
+    return dict(sorted(found.items()))
+
+
+def _best(scores: dict[float, float]) -> float:
+    return max(scores, key=lambda lr: scores[lr])
+
+
+def _beyond(scores: dict[float, float]) -> float | None:
+    """Return the next learning rate to try, if the best lies at an edge: the grid's own ratio further."""
+    lrs, best = list(scores), _best(scores)
+    if len(lrs) < 2 or best not in (lrs[0], lrs[-1]):
+        return None
+    beyond = lrs[0] ** 2 / lrs[1] if best == lrs[0] else lrs[-1] ** 2 / lrs[-2]
+    return float(f"{beyond:.2g}")
+
+
+def _score(outcomes: Sequence[Outcome], name: str, lr: float, step: float, memory: tuple[int, int]) -> Score:
+    finals = [o for o in outcomes if o.cell.method == name and o.cell.phase == "final"]
+    lrs = list(tried(outcomes, name))
+    return Score(
+        method=name,
+        lr=lr,
+        at_edge=lr in (lrs[0], lrs[-1]),
+        top1=tuple(o.score if o.score > -math.inf else math.nan for o in finals),
+        train_top1=tuple(o.history[-1].train_top1 if o.history else math.nan for o in finals),
+        epochs=stats.fmean(_epochs_to(o, 0.95) for o in finals),
+        step=step,
+        feedback_bytes=memory[0],
+        feedback_bytes_float32=memory[1],
+    )
+
+
+def _epochs_to(outcome: Outcome, share: float) -> float:
+    """Return the first epoch whose test accuracy is that share of the last one's."""
+    if outcome.problem or not outcome.history:
+        return math.nan
+    return next(row.epoch for row in outcome.history if row.test_top1 >= share * outcome.history[-1].test_top1)
+
+
+def _rows(outcome: Outcome, size: int) -> list[Row]:
+    config = outcome.cell.config
+    return [
+        Row(
+            data=config.data,
+            train_size=size,
+            method=outcome.cell.method,
+            phase=outcome.cell.phase,
+            lr=config.lr,
+            seed=config.seed,
+            epoch=row.epoch,
+            train_loss=row.train_loss,
+            train_top1=row.train_top1,
+            val_top1=row.val_top1,
+            test_top1=row.test_top1,
+            test_top5=row.test_top5,
+            step_seconds=row.step_seconds,
+            problem=outcome.problem,
+        )
+        for row in outcome.history
+    ]
+
+
+def _cost(config: CompareConfig, dataset: Dataset) -> tuple[dict[str, float], dict[str, tuple[int, int]]]:
+    """Return each method's seconds a training step on one thread, and its feedback's bytes, as kept and as float32."""
+    assert config.model is not None
+    mean, std = statistics(dataset.train)
+    x, y = next(Batches(dataset.train, config.batch_size, mean=mean, std=std, shuffle=True).epoch(0))
+    shape, classes = dataset.train.shape, dataset.train.num_classes
+    steps, memory = {}, {}
+    for name in config.methods:
+        model = torchdfa.convert(config.model.build(shape, classes), method(name, 0), example=x[:1])
+        table = summary(model)
+        memory[name] = (table.nbytes, table.nbytes_float32)
+        steps[name] = training_step(model, x, y)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return interleaved(steps, budget=_TIMING_SECONDS), memory
+    finally:
+        torch.set_num_threads(threads)

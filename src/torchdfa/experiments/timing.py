@@ -1,0 +1,53 @@
+"""Fair timing: candidates take turns in one process, and medians of CPU time are compared."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def interleaved(candidates: Mapping[str, Callable[[], object]], *, budget: float, least: int = 5) -> dict[str, float]:
+    """Return the median CPU seconds of each candidate.
+
+    All threads of the process count, so set one thread for times that can be compared with wall time. One round calls
+    every candidate once; rounds go on until ``budget`` seconds are spent and ``least`` rounds done.
+
+    Args:
+        candidates: Functions without arguments, by name.
+        budget: Seconds, for all candidates together.
+        least: Rounds.
+    """
+    for candidate in candidates.values():
+        for _ in range(2):  # allocate, choose kernels
+            candidate()
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    end = time.perf_counter() + budget
+    while time.perf_counter() < end or len(next(iter(times.values()))) < least:
+        for name, candidate in candidates.items():
+            begin = time.process_time()
+            candidate()
+            times[name].append(time.process_time() - begin)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def training_step(
+    model: nn.Module, x: Tensor, y: Tensor, *, lr: float = 1e-4, bf16: bool = False
+) -> Callable[[], object]:
+    """Return a function that takes one step of SGD with momentum on a batch: forward, backward, update."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=lr, momentum=0.9)
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            logits = model(x)
+        loss = F.cross_entropy(logits.float(), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step

@@ -1,0 +1,23 @@
+"""Training: a configuration, one loop, checkpoints."""
+
+from torchdfa.training.checkpoint import CheckpointError, load_weights, save_weights
+from torchdfa.training.config import TrainConfig, differences, to_dict
+from torchdfa.training.logs import Angle, EpochResult
+from torchdfa.training.loop import Interrupted, Result, TrainingError, describe, evaluate, fit
+
+__all__ = [
+    "Angle",
+    "CheckpointError",
+    "EpochResult",
+    "Interrupted",
+    "Result",
+    "TrainConfig",
+    "TrainingError",
+    "describe",
+    "differences",
+    "evaluate",
+    "fit",
+    "load_weights",
+    "save_weights",
+    "to_dict",
+]

@@ -1,0 +1,141 @@
+"""Checkpoints: written whole or not at all, read without running code, refused where they don't fit."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import torchdfa
+from torchdfa.training.config import differences
+
+FORMAT = 1
+_NAME = re.compile(r"checkpoint-(\d+)\.pt")
+# What a result does not depend on: a run may be resumed with other values of these.
+_FREE = ("data_root",)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint can't be read, or belongs to another run; the message says which and why."""
+
+
+def write_atomically(path: Path, write: Any) -> None:
+    """Call ``write(file)`` on a new binary file that takes the place of ``path`` only when it is complete on disk."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(scratch, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def save_checkpoint(folder: Path, number: int, state: Mapping[str, Any], config: Mapping[str, Any], keep: int) -> Path:
+    """Write ``checkpoint-NUMBER.pt``, then delete all but the newest ``keep``.
+
+    Args:
+        folder: Of the run.
+        number: Steps done.
+        state: Tensors and plain values only.
+        config: The run's configuration as plain data.
+        keep: How many checkpoints stay, at least 1.
+    """
+    path = folder / f"checkpoint-{number:08d}.pt"
+    header = {"format": FORMAT, "torchdfa": torchdfa.__version__, "config": json.dumps(config)}
+    write_atomically(path, lambda file: torch.save({**header, "state": dict(state)}, file))
+    for old in list_checkpoints(folder)[:-keep]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints of a run, oldest first."""
+    found = [p for p in folder.iterdir() if _NAME.fullmatch(p.name)] if folder.is_dir() else []
+    return sorted(found, key=lambda p: int(p.stem.partition("-")[2]))
+
+
+def load_checkpoint(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the newest checkpoint of a run; if that is damaged, the one before it, with a warning.
+
+    Raises:
+        CheckpointError: There is none that can be read, or it was made by another configuration or format.
+    """
+    paths = list_checkpoints(folder)
+    problems: list[str] = []
+    for path in reversed(paths):
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            if not isinstance(content, dict) or "format" not in content:
+                raise ValueError("it is no torchdfa checkpoint")
+        except Exception as error:
+            # Damage shows in many ways (zip, pickle, key, end of file); all mean that this file can't be used.
+            problems.append(f"{path.name}: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
+            continue
+        if problems:
+            warnings.warn(f"skipped a damaged checkpoint, going on from {path.name}. {'; '.join(problems)}", stacklevel=2)
+        _demand_same(path, content, config)
+        return content["state"]
+    what = f"none of its checkpoints can be read ({'; '.join(problems)})" if problems else "it holds no checkpoint"
+    raise CheckpointError(f"can't resume from {folder}: {what}. Start anew in another folder.")
+
+
+def _demand_same(path: Path, content: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    if content["format"] != FORMAT:
+        raise CheckpointError(
+            f"{path} has checkpoint format {content['format']} (torchdfa {content.get('torchdfa')}); this is torchdfa "
+            f"{torchdfa.__version__}, which reads format {FORMAT}."
+        )
+    there = json.loads(content["config"])
+    here = json.loads(json.dumps(config))
+    for name in _FREE:
+        here.pop(name, None), there.pop(name, None)
+    if changed := differences(here, there):
+        raise CheckpointError(
+            f"{path} was made by another run; these settings differ (name: here, in the checkpoint): {'; '.join(changed)}."
+        )
+
+
+def save_weights(model: nn.Module, path: Path, config: Mapping[str, Any]) -> None:
+    """Write a model's weights, buffers and feedback as safetensors, its configuration beside them as metadata."""
+    from safetensors.torch import save
+
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
+    data = save(tensors, {"torchdfa": torchdfa.__version__, "config": json.dumps(config)})
+    write_atomically(path, lambda file: file.write(data))
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load what :func:`save_weights` wrote into a model built and converted alike.
+
+    Raises:
+        CheckpointError: The file can't be read, or its tensors are not the model's; the message names them.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        tensors = load(path.read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"can't read weights from {path}: {error}.") from error
+    own = model.state_dict()
+    names = {*own, *tensors}
+    wrong = sorted(n for n in names if n not in own or n not in tensors or own[n].shape != tensors[n].shape)
+    if wrong:
+        shapes = [
+            f"{n}: {tuple(own[n].shape) if n in own else 'none'}, {tuple(tensors[n].shape) if n in tensors else 'none'}"
+            for n in wrong[:5]
+        ]
+        raise CheckpointError(
+            f"{path} holds the weights of another model or rule; {len(wrong)} tensors differ (name: shape in the model, in "
+            f"the file): {'; '.join(shapes)}."
+        )
+    model.load_state_dict(tensors)

@@ -1,0 +1,105 @@
+"""What a training run is made of, as data: its configuration names everything that its result depends on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from torchdfa.models import Network, SmallConv
+from torchdfa.rules import BP, Rule
+from torchdfa.training.schedule import SCHEDULES, Schedule
+
+Optimizer = Literal["sgd", "rmsprop", "adam"]
+Precision = Literal["auto", "32-true", "bf16-mixed", "64-true"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The settings of a training run.
+
+    Args:
+        data: digits, cifar10, cifar100, tiny-imagenet100-32, mnist, fashion-mnist, or the path of an image folder.
+        data_root: Folder of all data. By default the environment variable TORCHDFA_DATA, then a cache folder.
+        train_size: Use a class-balanced, seeded subset of this many training images; all of them by default.
+        validation: Hold out this many of these training images, and score those after every epoch instead of the test
+            images, which are then scored once, at the end.
+        augment: Random flips and 4-pixel crops of the training images.
+        model: The network.
+        rule: The rule that it learns by, or a rule a pattern of module names.
+        epochs: Passes over the training images.
+        batch_size: Images a step, over all processes together.
+        optimizer: SGD with momentum, RMSprop or Adam.
+        lr: Peak learning rate.
+        head_lr: Learning rate of the fully connected head, relative to that of the trunk.
+        momentum: Of SGD.
+        weight_decay: L2 penalty on all parameters.
+        schedule: Course of the learning rate over the steps.
+        clip: Largest norm of the whole gradient; longer ones are shortened to it.
+        seed: Of initial weights, data order, augmentation, dropout, subset and split. A rule's own seed is apart.
+        precision: "auto" is bf16-mixed where the processor has bf16 arithmetic and the network convolutions, else
+            32-true.
+        channels_last: Keep images and convolutions in the channels-last layout; "auto": where there are convolutions.
+        alignment: Log the angles between the rule's gradient and the true one after every so many epochs; 0: never.
+    """
+
+    data: str = "digits"
+    data_root: str | None = None
+    train_size: int | None = None
+    validation: int = 0
+    augment: bool = False
+    model: Network = field(default_factory=SmallConv)
+    rule: Rule | dict[str, Rule] = field(default_factory=BP)
+    epochs: int = 20
+    batch_size: int = 100
+    optimizer: Optimizer = "sgd"
+    lr: float = 0.05
+    head_lr: float = 1.0
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: Schedule = "onecycle"
+    clip: float | None = None
+    seed: int = 0
+    precision: Precision = "auto"
+    channels_last: bool | Literal["auto"] = "auto"
+    alignment: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            _demand(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        for name in ("validation", "weight_decay", "momentum", "alignment"):
+            _demand(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        for name in ("lr", "head_lr"):
+            _demand(0 < getattr(self, name) < float("inf"), name, getattr(self, name), "a positive number")
+        _demand(self.clip is None or self.clip > 0, "clip", self.clip, "a positive number or none")
+        _demand(self.train_size is None or self.train_size >= 1, "train_size", self.train_size, "1 or more, or none")
+        _demand(self.optimizer in get_args(Optimizer), "optimizer", self.optimizer, f"one of {get_args(Optimizer)}")
+        _demand(self.schedule in SCHEDULES, "schedule", self.schedule, f"one of {tuple(SCHEDULES)}")
+        _demand(self.precision in get_args(Precision), "precision", self.precision, f"one of {get_args(Precision)}")
+
+
+def to_dict(value: Any) -> Any:
+    """Turn a configuration into plain data, in the form that ``torchdfa train --config`` reads."""
+    if isinstance(value, (Rule, Network)):
+        kind = type(value)
+        arguments = {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": arguments}
+    if dataclasses.is_dataclass(value):
+        return {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: to_dict(part) for key, part in value.items()}
+    return [to_dict(part) for part in value] if isinstance(value, tuple) else value
+
+
+def differences(here: Any, there: Any, name: str = "") -> list[str]:
+    """List the settings in which two plain configurations differ, as ``name: here, there``."""
+    if isinstance(here, Mapping) and isinstance(there, Mapping):
+        keys = sorted({*here, *there})
+        return [d for key in keys for d in differences(here.get(key), there.get(key), f"{name}.{key}".lstrip("."))]
+    return [] if here == there else [f"{name}: {here!r}, {there!r}"]
+
+
+def _demand(holds: bool, name: str, found: Any, expected: str) -> None:
+    if not holds:
+        raise ValueError(f"{name}={found!r}, expected {expected}.")

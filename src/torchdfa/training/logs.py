@@ -1,0 +1,142 @@
+"""What a run writes and shows as it goes: a CSV, TensorBoard events, a progress bar."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torchdfa.training.checkpoint import write_atomically
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """One epoch of a run; accuracies in percent, NaN where not measured.
+
+    Attributes:
+        epoch: Counted from 1.
+        lr: Learning rate of the trunk at the epoch's last step.
+        train_loss: Mean over the epoch, in training mode.
+        train_top1: Likewise.
+        val_loss: On the held-out images.
+        val_top1: Likewise.
+        test_loss: On the test images: every epoch without held-out images, else after the last one only.
+        test_top1: Likewise.
+        test_top5: Likewise; NaN for fewer than six classes.
+        images_per_second: In training, evaluation left out.
+        step_seconds: Median wall time of a training step.
+    """
+
+    epoch: int
+    lr: float
+    train_loss: float
+    train_top1: float
+    val_loss: float
+    val_top1: float
+    test_loss: float
+    test_top1: float
+    test_top5: float
+    images_per_second: float
+    step_seconds: float
+
+
+def write_csv(path: Path, rows: Sequence[Any], fields: Sequence[str]) -> None:
+    """Write data classes as the rows of a CSV, replacing the file at once."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fields, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: _plain(v) for k, v in dataclasses.asdict(row).items()} for row in rows)
+    write_atomically(path, lambda file: file.write(text.getvalue().encode()))
+
+
+def write_history(folder: Path, history: Sequence[EpochResult]) -> None:
+    """Write ``metrics.csv`` of a run, one row an epoch."""
+    write_csv(folder / "metrics.csv", history, [f.name for f in dataclasses.fields(EpochResult)])
+
+
+@dataclass(frozen=True)
+class Angle:
+    """The angle between a rule's gradient and the true one, for one parameter after one epoch, in degrees."""
+
+    epoch: int
+    parameter: str
+    degrees: float
+
+
+def write_angles(folder: Path, angles: Sequence[Angle]) -> None:
+    """Write ``angles.csv`` of a run."""
+    write_csv(folder / "angles.csv", angles, [f.name for f in dataclasses.fields(Angle)])
+
+
+def _plain(value: Any) -> Any:
+    return f"{value:.8g}" if isinstance(value, float) else value
+
+
+class Events:
+    """TensorBoard events of a run; of no effect without a folder."""
+
+    def __init__(self, folder: Path | None, resumed_after: int):
+        self._writer = None
+        if folder is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # Events past the checkpoint that is resumed from belong to steps that are done again.
+            self._writer = SummaryWriter(str(folder), purge_step=resumed_after + 1)
+
+    def add(self, result: EpochResult, angles: Sequence[Angle]) -> None:
+        """Write one epoch."""
+        if self._writer is None:
+            return
+        values = {k: v for k, v in dataclasses.asdict(result).items() if k != "epoch" and v == v}
+        for name, value in [*values.items(), *((f"angle/{a.parameter}", a.degrees) for a in angles if a.degrees == a.degrees)]:
+            self._writer.add_scalar(name.replace("_", "/", 1), value, result.epoch)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Finish the file."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+class Bar:
+    """A progress bar over all steps of a run, and a line an epoch; only lines where the output is no terminal."""
+
+    def __init__(self, progress: Any, total: int, done: int):
+        self._progress = progress
+        self._task = None
+        if progress is not None:
+            self._task = progress.add_task("train", total=total, completed=done, loss="", top1="", speed="")
+
+    def advance(self, loss: float, top1: float, speed: float) -> None:
+        """Count one step."""
+        if self._progress is not None:
+            self._progress.update(
+                self._task, advance=1, loss=f"loss {loss:.3f}", top1=f"top-1 {top1:5.1f} %", speed=f"{speed:,.0f} images/s"
+            )
+
+    def line(self, text: str) -> None:
+        """Print a line above the bar."""
+        if self._progress is not None:
+            self._progress.console.print(text, highlight=False)
+
+
+@contextmanager
+def bar(shown: bool, total: int, done: int) -> Iterator[Bar]:
+    """Show a progress bar while the context lasts."""
+    if not shown:
+        yield Bar(None, total, done)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = [BarColumn(), TextColumn("{task.percentage:3.0f} %")]
+    columns += [TextColumn("{task.fields[" + name + "]}") for name in ("loss", "top1", "speed")]
+    console = Console(file=sys.stderr)
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal) as shown_bar:
+        yield Bar(shown_bar, total, done)
