@@ -20,7 +20,7 @@ from torchdfa.feedback import Feedback
 from torchdfa.feedback.init import Site
 from torchdfa.functional import broadcast
 from torchdfa.rules import BP, Rule
-from torchdfa.structure import Structure, pick, put, read_structure
+from torchdfa.structure import CUTTABLE, Structure, pick, put, read_structure
 
 Model = TypeVar("Model", bound=nn.Module)
 Node = Callable[[Tensor, Sequence[Feedback], Sequence[Tensor]], Tensor]
@@ -86,7 +86,13 @@ class _Cut(_Hook):
                 f"{self.name!r} is cut, and lies in a part that is checkpointed with use_reentrant=True, where its error "
                 "can't be delivered. Use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
             )
-        # Not recording: non-re-entrant checkpointing computes activations again, for the node of the first forward.
+        elif torch._C._current_graph_task_id() == -1:
+            raise RuntimeError(
+                f"{self.name!r} is cut, and is called outside the forward of the model that was converted, or after its "
+                "output: the error sent there can't reach it. Call the converted model itself, or go inside "
+                "torchdfa.backprop(model)."
+            )
+        # Within a backward pass non-re-entrant checkpointing computes activations again, for the first forward's node.
         cut = h.detach()
         return ((cut, *arguments[1:]), keywords) if arguments else ((), {**keywords, "input": cut})
 
@@ -269,7 +275,12 @@ def _refuse(model: nn.Module) -> None:
 
 def _assign(model: nn.Module, rule: Rule | Mapping[str, Rule]) -> dict[str, Rule]:
     """Return the rule of every module that has parameters of its own."""
-    layers = {n: m for n, m in model.named_modules() if next(m.parameters(recurse=False), None) is not None}
+    # Layers under torch.nn.utils.parametrize may have no parameters of their own.
+    layers = {
+        n: m
+        for n, m in model.named_modules()
+        if isinstance(m, CUTTABLE) or next(m.parameters(recurse=False), None) is not None
+    }
     if isinstance(rule, Rule):
         chosen = {n: rule if isinstance(m, rule.chooses) else BP() for n, m in layers.items()}
         if not any(isinstance(m, rule.chooses) for m in layers.values()):
@@ -297,9 +308,14 @@ def _plan(model: nn.Module, rules: Mapping[str, Rule], structure: Structure) -> 
     wanted = {name: rule for name, rule in rules.items() if not isinstance(rule, BP) and not rule.freezes}
     unseen = [name for name in wanted if name not in structure.order]
     if unseen:
+        hint = (
+            ""
+            if structure.inputs
+            else " Or pass example=x, if it lies inside a module of torch.nn, which a trace doesn't enter."
+        )
         raise ValueError(
             f"{unseen[0]!r} is never called as a layer in the forward (its weights may be used by the module around it, as in "
-            f"nn.MultiheadAttention), so it can't be cut. Give it the rule BP: {{{unseen[0]!r}: torchdfa.BP(), ...}}."
+            f"nn.MultiheadAttention), so it can't be cut. Give it the rule BP: {{{unseen[0]!r}: torchdfa.BP(), ...}}.{hint}"
         )
     plans: list[tuple[str, Feedback, bool]] = []
     spared: set[Rule] = set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -88,9 +89,10 @@ class _FeedbackRule(Rule):
 
     def __post_init__(self) -> None:
         self._check("init", get_args(Init))
-        if isinstance(self.scale, bool) or (not isinstance(self.scale, str) and not 0 < self.scale < float("inf")):
+        number = isinstance(self.scale, (int, float)) and not isinstance(self.scale, bool)
+        if number and not 0 < self.scale < math.inf:
             raise ValueError(f"{type(self).__name__}: scale={self.scale!r}, expected a positive number.")
-        if isinstance(self.scale, str):
+        if not number:
             self._check("scale", ("matched", "unit", "nokland"))
 
     def _check(self, name: str, allowed: tuple[str, ...]) -> None:
@@ -168,7 +170,7 @@ class BDFA(_FeedbackRule):
 
     def feedback(self, site: Site) -> Feedback:
         """Make ``B``, K × H bits, or the seed of them."""
-        scale = torch.tensor(magnitude(self.scale, site)).to(site.weight)
+        scale = site.weight.new_tensor(magnitude(self.scale, site))
         key = key_of(self.seed, site.name)
         if self.storage == "seeded":
             return SeededFeedback(site.errors, site.features, key, scale, per_position=site.per_position)

@@ -49,12 +49,13 @@ class Feedback(nn.Module):
     def check(self, output: torch.Size, hidden: torch.Size) -> None:
         """Raise ValueError if an output and a cut activation of these shapes don't fit this feedback."""
         if self.per_position:
-            fits = output[-1] == self.errors and hidden[-1] == self.features and output[:-1] == hidden[:-1]
+            ends = (*output[-1:], *hidden[-1:])
+            fits = ends == (self.errors, self.features) and output[:-1] == hidden[:-1]
             expected = f"(..., {self.errors}) and (..., {self.features}), equal in the other dimensions"
         else:
             fits = (
                 output.numel() * self.features == hidden.numel() * self.errors
-                and (len(output) == 1 or output[0] == hidden[0])
+                and (len(output) <= 1 or output[0] == hidden[0])
                 and output[1:].numel() in (1, self.errors)
             )
             expected = f"(N, ...) with {self.errors} entries a sample and (N, ...) with {self.features}"

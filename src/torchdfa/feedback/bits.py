@@ -8,6 +8,7 @@ padded to whole bytes with set bits. Bytes come from 32-bit words in little-endi
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -34,9 +35,15 @@ def pack(positive: Tensor) -> Tensor:
 
 def unpack(packed: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
     """Return the signs ±1, shape (K, columns), of bytes (K, ceil(columns / 8))."""
-    shifts = torch.arange(8, device=packed.device, dtype=torch.uint8)
-    bits = (packed.unsqueeze(-1) >> shifts) & 1
-    return bits.flatten(1)[:, :columns].to(dtype).mul_(2).sub_(1)
+    octets = _octets(packed.device, dtype).index_select(0, packed.flatten().int())
+    return octets.view(len(packed), -1)[:, :columns]
+
+
+@lru_cache(maxsize=16)
+def _octets(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return the eight signs of every byte, shape (256, 8): looking them up is one operation, shifting and masking six."""
+    bits = (torch.arange(256, device=device).unsqueeze(1) >> torch.arange(8, device=device)) & 1
+    return (2 * bits - 1).to(dtype)
 
 
 def draw(key: Tensor, rows: int, columns: int) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from torchdfa.structure.base import CUTTABLE, Structure
+from torchdfa.structure.base import CUTTABLE, Structure, undisturbed
 from torchdfa.structure.outputs import pick, put
 from torchdfa.structure.run import run_structure
 from torchdfa.structure.trace import trace_structure
@@ -29,7 +29,8 @@ def read_structure(
         ValueError: Neither way works, or the named output is not there.
     """
     try:
-        traced = trace_structure(model, output, local=local)
+        with undisturbed(model):
+            traced = trace_structure(model, output, local=local)
     except ValueError:
         raise
     except Exception as error:

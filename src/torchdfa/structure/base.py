@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -55,3 +56,26 @@ class Structure:
         for weight in rest:
             result = result @ weight
         return result
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Restore afterwards what a forward, or a trace of it, may change in a model, and the random state."""
+    attributes = [(m, dict(m.__dict__), dict(m._buffers)) for m in model.modules()]
+    buffers = [(b, b.detach().clone()) for b in model.buffers()]
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            for module, before, own in attributes:
+                module.__dict__.clear()
+                module.__dict__.update(before)
+                module._buffers.clear()
+                module._buffers.update(own)
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    buffer.copy_(value)
+            for p, requires_grad in flags:
+                p.requires_grad_(requires_grad)

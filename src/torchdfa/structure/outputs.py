@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import is_dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -21,7 +22,7 @@ def pick(value: Any, part: str | int) -> Any:
 
 
 def put(value: Any, part: str | int, tensor: Tensor) -> Any:
-    """Return a model's output with its named part replaced by ``tensor``; tuples are built anew, the rest changed."""
+    """Return a model's output with its named part replaced by ``tensor``; tuples and data classes are built anew."""
     if isinstance(value, tuple):
         fields = getattr(value, "_fields", None)
         if fields is not None:
@@ -30,15 +31,17 @@ def put(value: Any, part: str | int, tensor: Tensor) -> Any:
         return tuple(tensor if i == position else v for i, v in enumerate(value))
     if isinstance(value, (Mapping, list)):
         value[part] = tensor  # type: ignore[index]
-    else:
-        setattr(value, str(part), tensor)
+        return value
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{str(part): tensor})
+    setattr(value, str(part), tensor)
     return value
 
 
 def not_a_tensor(value: Any) -> str:
     """Say that a scope's output is no tensor, and what to do."""
     return (
-        f"the scope's output is {describe(value)}, expected a tensor. Pass output=..., naming the part (a key, an "
+        f"the scope's output is {describe(value)}, expected a tensor with a row a sample. Pass output=..., naming the part (a key, an "
         "attribute, a position) or the module that computes what the loss is taken of."
     )
 
@@ -54,6 +57,8 @@ def behind_softmax() -> str:
 def describe(value: Any) -> str:
     """Say what a value is, with the names of its parts."""
     kind = type(value).__name__
+    if isinstance(value, Tensor):
+        return f"a {kind} of shape {tuple(value.shape)}"
     if isinstance(value, Mapping):
         return f"a {kind} with the keys {list(value)}"
     if hasattr(value, "_fields"):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from torchdfa.structure.base import CUTTABLE, Structure
+from torchdfa.structure.base import CUTTABLE, Structure, undisturbed
 from torchdfa.structure.outputs import behind_softmax, not_a_tensor, pick
 
 
@@ -44,7 +43,10 @@ def run_structure(
     ]
     handles.append(modules[traced.end].register_forward_hook(lambda _, a, o: ends.append(o)))
     try:
-        with _undisturbed(model), torch.enable_grad():
+        with undisturbed(model), torch.enable_grad():
+            model.eval()
+            for p in model.parameters():
+                p.requires_grad_(p.is_floating_point())
             if isinstance(example, Mapping):
                 model(**example)
             else:
@@ -71,7 +73,7 @@ def run_structure(
             f"the scope's output {traced.end!r} is computed {len(ends)} times in a forward, expected once."
         )
     value = ends[0] if output is None or output == traced.end else pick(ends[0], output)
-    if not isinstance(value, Tensor):
+    if not isinstance(value, Tensor) or not value.dim():
         raise ValueError(not_a_tensor(value))
     if type(value.grad_fn).__name__.startswith(("Softmax", "LogSoftmax")):
         raise ValueError(behind_softmax())
@@ -92,22 +94,3 @@ def _nodes(output: Tensor) -> set[Any]:
             found.add(node)
             waiting += [parent for parent, _ in node.next_functions]
     return found
-
-
-@contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Put the model in eval mode with every parameter differentiable; afterwards restore that and the random state."""
-    modes = [(m, m.training) for m in model.modules()]
-    flags = [(p, p.requires_grad) for p in model.parameters() if p.is_floating_point()]
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices):
-        try:
-            model.eval()
-            for p, _ in flags:
-                p.requires_grad_(True)
-            yield
-        finally:
-            for m, training in modes:
-                m.training = training
-            for p, requires_grad in flags:
-                p.requires_grad_(requires_grad)

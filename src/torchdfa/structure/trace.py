@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from typing import Any
 
 from torch import fx, nn
@@ -100,6 +100,10 @@ class _Reader:
                 raise ValueError(f"the forward never calls {output!r}, which output= names.")
             return inside[-1]
         (value,) = next(n for n in self.graph.nodes if n.op == "output").args
+        if isinstance(value, fx.Node) and is_dataclass(value.target):
+            value = value.kwargs
+        if output is not None and isinstance(value, fx.Node):
+            raise TypeError(f"{value.name} returns what {output!r} is a part of")
         value = value if output is None else pick(value, output)
         if not isinstance(value, fx.Node):
             raise ValueError(not_a_tensor(value))

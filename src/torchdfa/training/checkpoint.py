@@ -63,11 +63,14 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda p: int(p.stem.partition("-")[2]))
 
 
-def load_checkpoint(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+def load_checkpoint(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
     """Read the newest checkpoint of a run; if that is damaged, the one before it, with a warning.
 
+    Returns:
+        The state that was saved; None if the run has written no checkpoint yet.
+
     Raises:
-        CheckpointError: There is none that can be read, or it was made by another configuration or format.
+        CheckpointError: None of them can be read, or the newest was made by another configuration or format.
     """
     paths = list_checkpoints(folder)
     problems: list[str] = []
@@ -84,8 +87,11 @@ def load_checkpoint(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
             warnings.warn(f"skipped a damaged checkpoint, going on from {path.name}. {'; '.join(problems)}", stacklevel=2)
         _demand_same(path, content, config)
         return content["state"]
-    what = f"none of its checkpoints can be read ({'; '.join(problems)})" if problems else "it holds no checkpoint"
-    raise CheckpointError(f"can't resume from {folder}: {what}. Start anew in another folder.")
+    if problems:
+        raise CheckpointError(
+            f"can't resume from {folder}: none of its checkpoints can be read ({'; '.join(problems)}). Start anew in another folder."
+        )
+    return None
 
 
 def _demand_same(path: Path, content: Mapping[str, Any], config: Mapping[str, Any]) -> None:

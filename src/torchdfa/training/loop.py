@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +139,8 @@ def fit(
 
     torch.manual_seed(config.seed)
     place, history, angles = _Place(), [], []
-    if resume and out is not None:
-        state = load_checkpoint(out, plain_config)
+    state = load_checkpoint(out, plain_config) if resume and out is not None else None
+    if state is not None:
         network.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         place = _Place(**state["place"])
@@ -167,12 +167,12 @@ def fit(
             model.train()
             for x, y in batches.epoch(place.epoch, place.step):
                 begin = time.perf_counter()
-                done = (place.epoch * len(batches) + place.step) / total
-                lr = _set_lr(optimizer, config, done)
+                for group in optimizer.param_groups:
+                    group["lr"] = group["factor"] * _lr(config, place, len(batches))
                 size = min(config.batch_size, len(train) - place.step * config.batch_size)
                 loss, correct = _step(fabric, model, optimizer, x, y, size, config.clip)
                 if not math.isfinite(loss):
-                    raise TrainingError(_diverged(config, place, loss, lr))
+                    raise TrainingError(_diverged(config, place, loss, _lr(config, place, len(batches))))
                 place.loss += loss * len(y)
                 place.correct += correct
                 place.seen += len(y)
@@ -184,7 +184,7 @@ def fit(
                     raise Interrupted(f"stopped after epoch {place.epoch}, step {place.step}")
                 if checkpoint_steps and place.step % checkpoint_steps == 0 and place.step < len(batches):
                     save()
-            result = _finish_epoch(fabric, config, model, scored, classes, place, lr)  # type: ignore[possibly-undefined]
+            result = _finish_epoch(fabric, config, model, scored, classes, place, len(batches))
             history.append(result)
             if config.alignment and result.epoch % config.alignment == 0:
                 angles += _angles(network, result.epoch, next(batches.epoch(0)))
@@ -250,7 +250,7 @@ def _step(
 
 
 def _finish_epoch(
-    fabric: Fabric, config: TrainConfig, model: Any, scored: Mapping[str, Batches], classes: int, place: _Place, lr: float
+    fabric: Fabric, config: TrainConfig, model: Any, scored: Mapping[str, Batches], classes: int, place: _Place, steps: int
 ) -> EpochResult:
     last = place.epoch + 1 == config.epochs
     scores = {"val": (math.nan,) * 3, "test": (math.nan,) * 3}
@@ -261,7 +261,7 @@ def _finish_epoch(
     loss, correct, seen = fabric.all_reduce(sums.to(fabric.device), reduce_op="sum").tolist()  # type: ignore[union-attr]
     return EpochResult(
         epoch=place.epoch + 1,
-        lr=lr,
+        lr=_lr(config, replace(place, step=steps - 1), steps),
         train_loss=loss / seen,
         train_top1=100 * correct / seen,
         val_loss=scores["val"][0],
@@ -305,11 +305,9 @@ def _optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Optimizer
     return kind(groups, weight_decay=decay)
 
 
-def _set_lr(optimizer: Any, config: TrainConfig, done: float) -> float:
-    lr = config.lr * SCHEDULES[config.schedule](done)
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group["factor"]
-    return lr
+def _lr(config: TrainConfig, place: _Place, steps: int) -> float:
+    """Return the trunk's learning rate at a step, of so many an epoch."""
+    return config.lr * SCHEDULES[config.schedule]((place.epoch + place.step / steps) / config.epochs)
 
 
 def _precision(config: TrainConfig, shape: tuple[int, int, int], classes: int) -> str:

@@ -1,0 +1,170 @@
+"""The command line: ``torchdfa train`` and ``torchdfa compare``. Options and configuration files come from data classes."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torchdfa
+
+_TRAIN = "Train one network by one rule."
+_COMPARE = (
+    "Train the same network by several methods, each at the best of a few learning rates, and write a table, curves and a "
+    "CSV. Without options: handwritten digits, five methods, three seeds, in about a minute."
+)
+_EPILOG = """examples:
+  torchdfa compare
+  torchdfa compare --data cifar10 --train-size 5000
+  torchdfa train --rule CBDFA --rule.init product --lr 0.02
+  torchdfa train --data cifar10 --model VGG16 --model.width 0.25 --rule CDFA --out runs/cdfa
+  torchdfa train --resume runs/cdfa
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run([_underscored(a) for a in given])
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("torchdfa"):
+            raise
+        return _fail(f"the package {error.name} is missing. Install what the command line needs: pip install 'torchdfa[train]'")
+
+
+def _run(arguments: list[str]) -> int:
+    from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
+
+    from torchdfa.data import DataError
+    from torchdfa.experiments import CompareConfig
+    from torchdfa.models import Network
+    from torchdfa.rules import Rule
+    from torchdfa.training import CheckpointError, Interrupted, TrainConfig, TrainingError
+
+    set_parsing_settings(subclasses_enabled=[Rule, Network])
+    parser = ArgumentParser(
+        prog="torchdfa",
+        description="Train networks by sending the output error directly to each layer. Words in options may be joined "
+        "by - or by _.",
+        epilog=_EPILOG,
+        formatter_class=_formatter(),
+        version=torchdfa.__version__,
+    )
+    commands = parser.add_subcommands(dest="command")
+
+    train = ArgumentParser(description=_TRAIN)
+    train.add_argument("--config", action=ActionConfigFile, help="Read options from a YAML or JSON file.")
+    train.add_class_arguments(TrainConfig)
+    train.add_argument("--out", type=str | None, help="Folder of the run. By default a dated one in runs/.")
+    train.add_argument("--resume", type=str | None, help="Go on with the run in this folder, with its own settings.")
+    train.add_argument("--keep", type=int, default=2, help="Checkpoints to keep.")
+    train.add_argument("--checkpoint_steps", type=int | None, help="Also write a checkpoint after every so many steps.")
+    train.add_argument("--tensorboard", type=bool, default=True, help="Write TensorBoard events.")
+    train.add_argument("--accelerator", type=str, default="auto", help="auto, cpu, cuda or mps.")
+    train.add_argument("--devices", type=int, default=1, help="Processes (DDP) on this machine.")
+    commands.add_subcommand("train", train, help=_TRAIN)
+
+    compare = ArgumentParser(description=_COMPARE)
+    compare.add_argument("--config", action=ActionConfigFile, help="Read options from a YAML or JSON file.")
+    compare.add_class_arguments(CompareConfig)
+    compare.add_argument(
+        "--out", type=str | None, help="Folder of the results; runs finished in it are not run again. By default a dated one in runs/."
+    )
+    commands.add_subcommand("compare", compare, help=_COMPARE)
+
+    if len(arguments) > 1 and arguments[0] == "train":
+        arguments = ["train", *_with_stored_config(arguments[1:])]
+    parsed = parser.parse_args(arguments)
+    command = parsed.command
+    try:
+        options = parser.instantiate(parsed)[command].as_dict()
+        options.pop("config", None)
+        return {"train": _train, "compare": _compare}[command](options)
+    except Interrupted as stop:
+        print(f"\ntorchdfa: {stop}.", file=sys.stderr)
+        return 130
+    except KeyboardInterrupt:
+        return 130
+    except (DataError, TrainingError, CheckpointError, ValueError) as error:
+        return _fail(str(error), command)
+
+
+def _train(options: dict[str, Any]) -> int:
+    from torchdfa.training import Interrupted, TrainConfig, describe, fit
+
+    config = TrainConfig(**_taken(options, TrainConfig))
+    resume = options.pop("resume")
+    out = Path(options.pop("out") or resume or _dated("train", config.data))
+    try:
+        result = fit(config, out, resume=resume is not None, **options)
+    except Interrupted as stop:
+        raise Interrupted(f"{stop}. Go on with: torchdfa train --resume {out}") from None
+    print(describe(result.history[-1], config.epochs))
+    print(f"written to {out}: model.safetensors, metrics.csv, config.json")
+    return 0
+
+
+def _compare(options: dict[str, Any]) -> int:
+    from torchdfa.experiments import CompareConfig, compare
+    from torchdfa.experiments.report import show
+
+    config = CompareConfig(**_taken(options, CompareConfig))
+    out = Path(options.pop("out") or _dated("compare", config.data))
+    try:
+        scores = compare(config, out)
+    except KeyboardInterrupt:
+        print(f"\ntorchdfa: stopped. Run the same command with --out {out} to go on; finished runs are kept.", file=sys.stderr)
+        raise
+    show(scores)
+    print(f"written to {out}: summary.md, curves.png, results.csv")
+    return 0
+
+
+def _taken(options: dict[str, Any], kind: type) -> dict[str, Any]:
+    """Take the fields of a data class out of the options."""
+    return {f.name: options.pop(f.name) for f in dataclasses.fields(kind)}
+
+
+def _with_stored_config(arguments: list[str]) -> list[str]:
+    """Put the configuration of a run that is resumed before the options, so that what is given otherwise shows."""
+    for i, argument in enumerate(arguments):
+        name, _, value = argument.partition("=")
+        if name == "--resume":
+            folder = value or (arguments[i + 1] if i + 1 < len(arguments) else "")
+            stored = Path(folder) / "config.json"
+            if not stored.is_file():
+                raise SystemExit(_fail(f"can't resume: {stored} is not there. Give the folder of a run.", "train"))
+            return ["--config", str(stored), *arguments]
+    return arguments
+
+
+def _underscored(argument: str) -> str:
+    name, equals, value = argument.partition("=")
+    return name[:2] + name[2:].replace("-", "_") + equals + value if name.startswith("--") else argument
+
+
+def _dated(command: str, data: str) -> str:
+    name = Path(data.removeprefix("folder:")).name
+    return f"runs/{command}-{name}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _fail(text: str, command: str = "") -> int:
+    print(f"torchdfa {command}".strip() + f": error: {text}", file=sys.stderr)
+    return 2
+
+
+def _formatter() -> Callable[..., Any]:
+    import argparse
+
+    from jsonargparse import DefaultHelpFormatter
+
+    class Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+        """jsonargparse's help, with the examples as they are written."""
+
+    return Formatter
+
+
