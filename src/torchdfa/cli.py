@@ -1,10 +1,10 @@
-"""The command line: ``torchdfa train`` and ``torchdfa compare``. Options and configuration files come from data classes."""
+"""The command line, ``torchdfa train`` and ``torchdfa compare``; options and configuration files are data classes."""
 
 from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ import torchdfa
 
 _TRAIN = "Train one network by one rule."
 _COMPARE = (
-    "Train the same network by several methods, each at the best of a few learning rates, and write a table, curves and a "
+    "Train the same network by several methods, each at the best of a few learning rates, and write a table, curves "
+    "and a "
     "CSV. Without options: handwritten digits, five methods, three seeds, in about a minute."
 )
 _EPILOG = """examples:
@@ -33,7 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("torchdfa"):
             raise
-        return _fail(f"the package {error.name} is missing. Install what the command line needs: pip install 'torchdfa[train]'")
+        return _fail(
+            f"the package {error.name} is missing. Install what the command line needs: pip install 'torchdfa[train]'"
+        )
 
 
 def _run(arguments: list[str]) -> int:
@@ -72,7 +75,9 @@ def _run(arguments: list[str]) -> int:
     compare.add_argument("--config", action=ActionConfigFile, help="Read options from a YAML or JSON file.")
     compare.add_class_arguments(CompareConfig)
     compare.add_argument(
-        "--out", type=str | None, help="Folder of the results; runs finished in it are not run again. By default a dated one in runs/."
+        "--out",
+        type=str | None,
+        help="Folder of the results; runs finished in it are not run again. By default a dated one in runs/.",
     )
     commands.add_subcommand("compare", compare, help=_COMPARE)
 
@@ -89,11 +94,17 @@ def _run(arguments: list[str]) -> int:
         return 130
     except KeyboardInterrupt:
         return 130
-    except (DataError, TrainingError, CheckpointError, ValueError) as error:
+    except (DataError, TrainingError, CheckpointError, ValueError, OSError) as error:
         return _fail(str(error), command)
+    except ImportError as error:
+        if isinstance(error.__cause__, ImportError):  # of an optional package, and says how to install it
+            return _fail(str(error), command)
+        raise
 
 
 def _train(options: dict[str, Any]) -> int:
+    from torch import distributed
+
     from torchdfa.training import Interrupted, TrainConfig, describe, fit
 
     config = TrainConfig(**_taken(options, TrainConfig))
@@ -103,8 +114,9 @@ def _train(options: dict[str, Any]) -> int:
         result = fit(config, out, resume=resume is not None, **options)
     except Interrupted as stop:
         raise Interrupted(f"{stop}. Go on with: torchdfa train --resume {out}") from None
-    print(describe(result.history[-1], config.epochs))
-    print(f"written to {out}: model.safetensors, metrics.csv, config.json")
+    if not distributed.is_initialized() or distributed.get_rank() == 0:
+        print(describe(result.history[-1], config.epochs))
+        print(f"written to {out}: model.safetensors, metrics.csv, config.json")
     return 0
 
 
@@ -117,7 +129,10 @@ def _compare(options: dict[str, Any]) -> int:
     try:
         scores = compare(config, out)
     except KeyboardInterrupt:
-        print(f"\ntorchdfa: stopped. Run the same command with --out {out} to go on; finished runs are kept.", file=sys.stderr)
+        print(
+            f"\ntorchdfa: stopped. Run the same command with --out {out} to go on; finished runs are kept.",
+            file=sys.stderr,
+        )
         raise
     show(scores)
     print(f"written to {out}: summary.md, curves.png, results.csv")
@@ -157,7 +172,7 @@ def _fail(text: str, command: str = "") -> int:
     return 2
 
 
-def _formatter() -> Callable[..., Any]:
+def _formatter() -> Any:
     import argparse
 
     from jsonargparse import DefaultHelpFormatter
@@ -166,5 +181,3 @@ def _formatter() -> Callable[..., Any]:
         """jsonargparse's help, with the examples as they are written."""
 
     return Formatter
-
-

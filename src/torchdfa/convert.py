@@ -1,7 +1,7 @@
 """Put a rule on a model and take it off again: the only file that touches hooks.
 
-A forward pre-hook on each cut layer records its input ``h`` and hands the layer ``h.detach()``. When the scope's forward
-ends, a hook passes its output through one autograd node that sends the error there to every recorded ``h``.
+A forward pre-hook on each cut layer records its input ``h`` and hands the layer ``h.detach()``. When the scope's
+forward ends, a hook passes its output through one autograd node that sends the error there to every recorded ``h``.
 """
 
 from __future__ import annotations
@@ -83,12 +83,14 @@ class _Cut(_Hook):
             # The forward ran without gradients and is now run again with them: re-entrant checkpointing of a part of
             # the model. The scope's node was made without this cut, whose input would get no error at all.
             raise RuntimeError(
-                f"{self.name!r} is cut, and lies in a part that is checkpointed with use_reentrant=True, where its error "
+                f"{self.name!r} is cut, and lies in a part that is checkpointed with use_reentrant=True, where its "
+                "error "
                 "can't be delivered. Use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
             )
         elif torch._C._current_graph_task_id() == -1:
             raise RuntimeError(
-                f"{self.name!r} is cut, and is called outside the forward of the model that was converted, or after its "
+                f"{self.name!r} is cut, and is called outside the forward of the model that was converted, or after "
+                "its "
                 "output: the error sent there can't reach it. Call the converted model itself, or go inside "
                 "torchdfa.backprop(model)."
             )
@@ -194,8 +196,10 @@ def _convert(model: Model, rule: Rule | Mapping[str, Rule], output: str | int | 
     plans = _plan(model, rules, structure)
     if not plans:
         raise ValueError(
-            f"{_shown(rule)} cuts nothing in {type(model).__name__}: none of its layers lies above another one with parameters, "
-            f"on the way to the scope's output. The forward calls {', '.join(map(repr, structure.order)) or 'no layer'}."
+            f"{_shown(rule)} cuts nothing in {type(model).__name__}: none of its layers lies above another one with "
+            "parameters, "
+            "on the way to the scope's output. The forward calls "
+            f"{', '.join(map(repr, structure.order)) or 'no layer'}."
         )
     return _install(model, rules, plans, output, structure.end)
 
@@ -314,8 +318,10 @@ def _plan(model: nn.Module, rules: Mapping[str, Rule], structure: Structure) -> 
             else " Or pass example=x, if it lies inside a module of torch.nn, which a trace doesn't enter."
         )
         raise ValueError(
-            f"{unseen[0]!r} is never called as a layer in the forward (its weights may be used by the module around it, as in "
-            f"nn.MultiheadAttention), so it can't be cut. Give it the rule BP: {{{unseen[0]!r}: torchdfa.BP(), ...}}.{hint}"
+            f"{unseen[0]!r} is never called as a layer in the forward (its weights may be used by the module around "
+            "it, as in "
+            f"nn.MultiheadAttention), so it can't be cut. Give it the rule BP: "
+            f"{{{unseen[0]!r}: torchdfa.BP(), ...}}.{hint}"
         )
     plans: list[tuple[str, Feedback, bool]] = []
     spared: set[Rule] = set()
@@ -357,7 +363,8 @@ def _site(model: nn.Module, name: str, layer: nn.Module, structure: Structure) -
         return Site(name, layer, math.prod(output[1:]), math.prod(hidden[1:]), False, product)
     if not isinstance(layer, nn.Linear):
         raise ValueError(
-            f"direct feedback to {name!r}, a {type(layer).__name__}, covers every element of its input map, whose size is not "
+            f"direct feedback to {name!r}, a {type(layer).__name__}, covers every element of its input map, whose "
+            "size is not "
             "known. Pass example=x, an input like the ones you train on."
         )
     if structure.errors is None:

@@ -95,11 +95,17 @@ class VGG16(Network):
             for full in block:
                 out = max(1, round(full * self.width))
                 # The norm's own shift makes a convolution's bias useless.
-                layers += [nn.Conv2d(channels, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
+                layers += [
+                    nn.Conv2d(channels, out, 3, padding=1, bias=False),
+                    nn.BatchNorm2d(out),
+                    nn.ReLU(inplace=True),
+                ]
                 channels = out
             layers.append(nn.MaxPool2d(2))
         flat = channels * (shape[1] // 32) * (shape[2] // 32)
-        network = _join([*layers, nn.Flatten()], _head(flat, self.head, classes, "relu", self.head_norm, self.head_dropout))
+        network = _join(
+            [*layers, nn.Flatten()], _head(flat, self.head, classes, "relu", self.head_norm, self.head_dropout)
+        )
         _he(network)
         return network
 
@@ -134,7 +140,7 @@ class NoklandConv(Network):
 
 @dataclass(frozen=True, kw_only=True)
 class SmallConv(Network):
-    """A small network of the same plan as VGG-16, for images from 8 × 8 up: convolutions, batch norm, a three-layer head.
+    """A small network of VGG-16's plan, for images from 8 × 8 up: convolutions, batch norm, a three-layer head.
 
     Args:
         channels: Of the convolutions; each is followed by 2 × 2 pooling.
@@ -176,8 +182,11 @@ def _head(
 
 
 def _join(features: list[nn.Module], classifier: list[nn.Module]) -> nn.Sequential:
-    parts = OrderedDict(features=nn.Sequential(*features), classifier=nn.Sequential(*classifier))
-    return nn.Sequential(parts)
+    parts: list[tuple[str, nn.Module]] = [
+        ("features", nn.Sequential(*features)),
+        ("classifier", nn.Sequential(*classifier)),
+    ]
+    return nn.Sequential(OrderedDict(parts))
 
 
 def _demand(shape: tuple[int, int, int], least: int, name: str) -> None:

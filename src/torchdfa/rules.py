@@ -89,11 +89,10 @@ class _FeedbackRule(Rule):
 
     def __post_init__(self) -> None:
         self._check("init", get_args(Init))
-        number = isinstance(self.scale, (int, float)) and not isinstance(self.scale, bool)
-        if number and not 0 < self.scale < math.inf:
-            raise ValueError(f"{type(self).__name__}: scale={self.scale!r}, expected a positive number.")
-        if not number:
+        if isinstance(self.scale, bool) or not isinstance(self.scale, (int, float)):
             self._check("scale", ("matched", "unit", "nokland"))
+        elif not 0 < self.scale < math.inf:
+            raise ValueError(f"{type(self).__name__}: scale={self.scale!r}, expected a positive number.")
 
     def _check(self, name: str, allowed: tuple[str, ...]) -> None:
         value = getattr(self, name)
@@ -121,7 +120,9 @@ class FA(_FeedbackRule):
         else:
             b = 2 * size * uniform(weight.shape, self.seed, site.name)
         b = b.reshape(weight.shape).to(weight)
-        return DenseFeedback(b, per_position=True) if isinstance(site.layer, nn.Linear) else ConvFeedback(b, site.layer)
+        if isinstance(site.layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            return ConvFeedback(b, site.layer)
+        return DenseFeedback(b, per_position=True)
 
 
 @dataclass(frozen=True, kw_only=True)

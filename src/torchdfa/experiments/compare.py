@@ -1,4 +1,4 @@
-"""``torchdfa compare``: the same network, weights and data order under several methods, each at its own learning rate."""
+"""``torchdfa compare``: the same network, weights and data order under several methods, each at its best rate."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torchdfa.data import Batches, Dataset, load, statistics
 from torchdfa.experiments.cells import Cell, Outcome, run_cells
 from torchdfa.experiments.methods import METHODS, method
 from torchdfa.experiments.timing import interleaved, training_step
-from torchdfa.models import Network, SmallConv, VGG16
+from torchdfa.models import VGG16, Network, SmallConv
 from torchdfa.summary import summary
 from torchdfa.training import TrainConfig
 from torchdfa.training.logs import write_csv
@@ -87,7 +87,7 @@ class Score:
         top1: Test accuracy of each seed, in percent.
         train_top1: Training accuracy of each seed, in percent.
         epochs: Mean epochs to 95 % of the final test accuracy.
-        step: Time of a training step over that of BP.
+        step: Time of a training step over that of the first method.
         feedback_bytes: Bytes of feedback.
         feedback_bytes_float32: The same as float32.
     """
@@ -157,13 +157,18 @@ def compare(config: CompareConfig, out: Path, *, progress: bool = True) -> list[
         watcher.say("timing a training step of each method")
         steps, memory = _cost(config, dataset)
     scores = [
-        _score(outcomes, name, chosen[name], steps[name] / steps[config.methods[0]], memory[name]) for name in config.methods
+        _score(outcomes, name, chosen[name], steps[name] / steps[config.methods[0]], memory[name])
+        for name in config.methods
     ]
-    rows = [row for outcome in sorted(outcomes, key=lambda o: (config.methods.index(o.cell.method), o.cell.phase, o.cell.config.lr)) for row in _rows(outcome, size)]
+    rows = [row for outcome in sorted(outcomes, key=lambda o: _order(config, o.cell)) for row in _rows(outcome, size)]
     write_csv(out / "results.csv", rows, [f.name for f in dataclasses.fields(Row)])
     write_summary(out / "summary.md", config, scores, outcomes, size)
     plot(out / "curves.png", config, outcomes, chosen)
     return scores
+
+
+def _order(config: CompareConfig, cell: Cell) -> tuple[int, str, float, int]:
+    return config.methods.index(cell.method), cell.phase, cell.config.lr, cell.config.seed
 
 
 def _completed(config: CompareConfig, dataset: Dataset) -> CompareConfig:
@@ -193,7 +198,7 @@ def _train_config(config: CompareConfig, name: str, lr: float, seed: int, valida
 
 
 def _search(config: CompareConfig, name: str, lr: float, size: int) -> Cell:
-    return Cell(name, "search", _train_config(config, name, lr, 0, round(config.validation * size)))
+    return Cell(name, "search", _train_config(config, name, lr, 0, max(1, round(config.validation * size))))
 
 
 def _final(config: CompareConfig, name: str, lr: float, seed: int) -> Cell:
@@ -202,9 +207,7 @@ def _final(config: CompareConfig, name: str, lr: float, seed: int) -> Cell:
 
 def tried(outcomes: Iterable[Outcome], name: str) -> dict[float, float]:
     """Return a method's score in the search at each learning rate, lowest rate first."""
-    found = {
-        o.cell.config.lr: o.score for o in outcomes if o.cell.method == name and o.cell.phase == "search"
-    }
+    found = {o.cell.config.lr: o.score for o in outcomes if o.cell.method == name and o.cell.phase == "search"}
     return dict(sorted(found.items()))
 
 
@@ -223,6 +226,7 @@ def _beyond(scores: dict[float, float]) -> float | None:
 
 def _score(outcomes: Sequence[Outcome], name: str, lr: float, step: float, memory: tuple[int, int]) -> Score:
     finals = [o for o in outcomes if o.cell.method == name and o.cell.phase == "final"]
+    finals.sort(key=lambda o: o.cell.config.seed)
     lrs = list(tried(outcomes, name))
     return Score(
         method=name,

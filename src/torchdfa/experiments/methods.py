@@ -21,14 +21,11 @@ METHODS: dict[str, Rule | dict[str, Rule]] = {
     "CBDFA (9) centred": CBDFA(init="product", center=True),
     "CBDFA (9) chain": CBDFA(init="product", trunk="chain"),
 }
-COLORS = {
-    name: color
-    for name, color in zip(
-        METHODS,
-        "#000000 #8c8c8c #e69f00 #56b4e9 #0072b2 #f0a0c0 #cc79a7 #009e73 #66c2a5 #d55e00 #7a3b00 #b8860b #9467bd".split(),
-        strict=True,
-    )
-}
+_PALETTE = (
+    *("#000000", "#8c8c8c", "#e69f00", "#56b4e9", "#0072b2", "#f0a0c0", "#cc79a7"),
+    *("#009e73", "#66c2a5", "#d55e00", "#7a3b00", "#b8860b", "#9467bd"),
+)
+COLORS = dict(zip(METHODS, _PALETTE, strict=True))
 
 
 def method(name: str, seed: int) -> Rule | dict[str, Rule]:

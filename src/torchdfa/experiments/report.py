@@ -19,7 +19,16 @@ from torchdfa.experiments.methods import COLORS
 from torchdfa.training import to_dict
 from torchdfa.training.checkpoint import write_atomically
 
-_HEADINGS = ("method", "top-1 %", "train %", "learning rate", "epochs to 95 %", "step / {}", "feedback bytes", "as float32")
+_HEADINGS = (
+    "method",
+    "top-1 %",
+    "train %",
+    "learning rate",
+    "epochs to 95 %",
+    "step / {}",
+    "feedback bytes",
+    "as float32",
+)
 
 
 class Watch:
@@ -39,7 +48,9 @@ class Watch:
         """Count a finished run."""
         if self._progress is not None:
             config = outcome.cell.config
-            self._progress.update(self._task, advance=1, what=f"{outcome.cell.method}, rate {config.lr:g}, seed {config.seed}")
+            self._progress.update(
+                self._task, advance=1, what=f"{outcome.cell.method}, rate {config.lr:g}, seed {config.seed}"
+            )
 
     def say(self, text: str) -> None:
         """Show what is going on."""
@@ -54,7 +65,14 @@ def watch(shown: bool, planned: int) -> Iterator[Watch]:
         yield Watch(None, planned)
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("runs,"), TimeElapsedColumn(), TextColumn("gone,"))
     columns += (TimeRemainingColumn(), TextColumn("left"), TextColumn("{task.fields[what]}"))
@@ -114,12 +132,14 @@ def write_summary(
     text += _markdown(head, lines)
     text += [
         "",
-        f"Top-1 on the whole test set after the last epoch, mean ± standard deviation over {config.seeds} seeds; training "
+        f"Top-1 on the whole test set after the last epoch, mean ± standard deviation over {config.seeds} seeds; "
+        "training "
         "accuracy in training mode. Epochs to 95 % of the final test accuracy. Step: CPU time of a training step, one "
         "thread, float32, interleaved, median, as a ratio.",
         "",
         "## Search",
-        f"Every method at the same learning rates, seed 0, {config.validation:.0%} of the training images held out; top-1 % "
+        f"Every method at the same learning rates, seed 0, {config.validation:.0%} of the training images held out; "
+        "top-1 % "
         "on those. Where the best lay at an edge, the grid was widened.",
         "",
     ]
@@ -133,7 +153,9 @@ def write_summary(
     text += ["", "## Settings", f"- network: {model['class_path'].rpartition('.')[2]}({arguments})"]
     text += [f"- training images: {size:,}, {'flips and crops' if config.augment else 'no augmentation'}"]
     text += [f"- {config.epochs} epochs, batch {config.batch_size}, SGD with momentum 0.9, one-cycle learning rate"]
-    text += [f"- weight decay {config.weight_decay:g}, gradient norm at most {config.clip}, precision {config.precision}"]
+    text += [
+        f"- weight decay {config.weight_decay:g}, gradient norm at most {config.clip}, precision {config.precision}"
+    ]
     text += [f"- torchdfa {torchdfa.__version__}, torch {torch.__version__.partition('+')[0]}", ""]
     write_atomically(path, lambda file: file.write("\n".join(text).encode()))
 
@@ -162,14 +184,17 @@ def plot(path: Path, config: CompareConfig, outcomes: Sequence[Outcome], chosen:
             epochs = range(1, config.epochs + 1)
             by_epoch = list(zip(*runs, strict=True))
             left.plot(epochs, [stats.fmean(v) for v in by_epoch], color=color, label=f"{name}, rate {chosen[name]:g}")
-            left.fill_between(epochs, [min(v) for v in by_epoch], [max(v) for v in by_epoch], color=color, alpha=0.15, lw=0)
+            left.fill_between(
+                epochs, [min(v) for v in by_epoch], [max(v) for v in by_epoch], color=color, alpha=0.15, lw=0
+            )
         grid = {lr: top1 for lr, top1 in tried(outcomes, name).items() if top1 > -math.inf}
         right.plot(list(grid), list(grid.values()), color=color, marker="o", ms=4, lw=1.2)
         if chosen[name] in grid:
             right.plot(chosen[name], grid[chosen[name]], "o", color=color, ms=9, mfc="none")
     left.set(xlabel="epoch", ylabel="test top-1 (%)", title=f"{config.data}: mean and range of {config.seeds} seeds")
     left.set_xlim(1, max(2, config.epochs))
-    left.legend(frameon=False, fontsize=8, loc="lower right")
+    if left.lines:
+        left.legend(frameon=False, fontsize=8, loc="lower right")
     right.set(xscale="log", xlabel="peak learning rate", title="search: top-1 (%) on held-out images")
     for axes in (left, right):
         axes.grid(alpha=0.25)

@@ -48,7 +48,8 @@ class PackedFeedback(BinaryFeedback):
     packed_signs: Tensor
 
     def __init__(self, positive: Tensor, scale: Tensor, *, per_position: bool = False):
-        super().__init__(*positive.shape, scale, per_position=per_position)
+        errors, features = positive.shape
+        super().__init__(errors, features, scale, per_position=per_position)
         self.register_buffer("packed_signs", bits.pack(positive))
 
     def packed(self) -> Tensor:

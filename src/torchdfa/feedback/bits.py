@@ -1,14 +1,13 @@
 """Signs in single bits: packing them, and drawing them from a counter-based hash.
 
 The sign at row k and column h is bit ``h % 8`` of byte ``h // 8`` of row k: a set bit is +1, a clear one -1. Rows are
-padded to whole bytes with set bits. Bytes come from 32-bit words in little-endian order, word ``j`` of row ``k`` being a hash of
-``(key, k * words_per_row + j)``, so that any word can be made alone, in any order, on any device, always the same.
+padded to whole bytes with set bits. Random bytes come from 32-bit words in little-endian order, word ``j`` of row ``k``
+being a hash of ``(key, k * words_per_row + j)``, so that any word can be made alone, in any order, on any device.
 """
 
 from __future__ import annotations
 
 import hashlib
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -17,6 +16,8 @@ _LOW32 = 0xFFFFFFFF
 # Rounds of the multiply-xorshift hash "lowbias32" (C. Wellons, 2018, public domain).
 _ROUNDS = ((16, 0x7FEB352D), (15, 0x846CA68B))
 _LAST_SHIFT = 16
+# The eight signs of every byte, shape (256, 8): looking them up is one operation, shifting and masking are six.
+_OCTETS = 2.0 * ((torch.arange(256).unsqueeze(1) >> torch.arange(8)) & 1) - 1.0
 
 
 def key_of(seed: int, name: str) -> int:
@@ -35,15 +36,8 @@ def pack(positive: Tensor) -> Tensor:
 
 def unpack(packed: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
     """Return the signs ±1, shape (K, columns), of bytes (K, ceil(columns / 8))."""
-    octets = _octets(packed.device, dtype).index_select(0, packed.flatten().int())
+    octets = _OCTETS.to(packed.device, dtype).index_select(0, packed.flatten().int())
     return octets.view(len(packed), -1)[:, :columns]
-
-
-@lru_cache(maxsize=16)
-def _octets(device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return the eight signs of every byte, shape (256, 8): looking them up is one operation, shifting and masking six."""
-    bits = (torch.arange(256, device=device).unsqueeze(1) >> torch.arange(8, device=device)) & 1
-    return (2 * bits - 1).to(dtype)
 
 
 def draw(key: Tensor, rows: int, columns: int) -> Tensor:

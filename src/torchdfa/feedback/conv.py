@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,8 @@ from torch.nn import grad as conv_grad
 from torchdfa.feedback.base import Feedback
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
-_INPUT_ERROR = {1: conv_grad.conv1d_input, 2: conv_grad.conv2d_input, 3: conv_grad.conv3d_input}
+# Their annotations say int where a tuple is taken, too.
+_INPUT_ERROR: dict[int, Any] = {1: conv_grad.conv1d_input, 2: conv_grad.conv2d_input, 3: conv_grad.conv3d_input}
 
 
 class ConvFeedback(Feedback):

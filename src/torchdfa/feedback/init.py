@@ -65,7 +65,7 @@ def product(site: Site) -> Tensor:
 
 
 def magnitude(scale: Scale, site: Site) -> float:
-    """Return the mean absolute value that the entries of a feedback shall have.
+    r"""Return the mean absolute value that the entries of a feedback shall have.
 
     ``"matched"``: that of the product (7); where there is none (above a convolution, or all zero), Nøkland's.
     ``"nokland"``: ``1 / (2 √H)``, the mean of \\|U(±1/√H)\\| (Nøkland 2016). ``"unit"``: 1. A number: that many

@@ -1,11 +1,10 @@
-"""The one autograd node of the library: an error goes from a scope's output directly to every activation that was cut."""
+"""The one autograd node of the library: an error goes from a scope's output directly to every cut activation."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.autograd import Function
 
@@ -41,7 +40,7 @@ class _Broadcast(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _, ctx.feedbacks, *hidden = inputs
-        ctx.hidden: list[tuple[torch.Size, torch.dtype]] = [(h.shape, h.dtype) for h in hidden]
+        ctx.hidden = [(h.shape, h.dtype) for h in hidden]
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:

@@ -9,7 +9,7 @@ from torch import nn
 from torchdfa.structure.base import CUTTABLE, Structure, undisturbed
 from torchdfa.structure.outputs import pick, put
 from torchdfa.structure.run import run_structure
-from torchdfa.structure.trace import trace_structure
+from torchdfa.structure.trace import UntraceableError, trace_structure
 
 __all__ = ["CUTTABLE", "Structure", "pick", "put", "read_structure"]
 
@@ -31,14 +31,12 @@ def read_structure(
     try:
         with undisturbed(model):
             traced = trace_structure(model, output, local=local)
-    except ValueError:
-        raise
-    except Exception as error:
-        # A trace runs the model's own code on stand-ins for tensors: whatever that raises means "not traceable".
-        reason = f"its forward can't be traced ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
+    except UntraceableError as error:
+        reason = f"its forward can't be traced ({error})"
         if example is None:
             raise ValueError(
-                f"cannot read the order of the layers of {type(model).__name__}: {reason}. Pass example=x, an input like "
+                f"cannot read the order of the layers of {type(model).__name__}: {reason}. Pass example=x, an input "
+                "like "
                 "the ones you train on."
             ) from error
         end = output if isinstance(output, str) and output in dict(model.named_modules()) else ""

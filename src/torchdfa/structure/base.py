@@ -49,7 +49,8 @@ class Structure:
         if name not in self.chain:
             raise NoProductError(
                 f"init='product' for {name!r}: no product of forward weights leads from the output to its input, since "
-                f"{self.chain_end}. Use init='random', or a rule that cuts the Linear layers of the head only (CDFA, CBDFA)."
+                f"{self.chain_end}. Use init='random', or a rule that cuts the Linear layers of the head only (CDFA, "
+                "CBDFA)."
             )
         weights = [model.get_submodule(n).weight for n in self.chain[: self.chain.index(name) + 1]]
         result, *rest = (w.detach().double() for w in weights if isinstance(w, Tensor))

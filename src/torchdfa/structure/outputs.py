@@ -41,7 +41,8 @@ def put(value: Any, part: str | int, tensor: Tensor) -> Any:
 def not_a_tensor(value: Any) -> str:
     """Say that a scope's output is no tensor, and what to do."""
     return (
-        f"the scope's output is {describe(value)}, expected a tensor with a row a sample. Pass output=..., naming the part (a key, an "
+        f"the scope's output is {describe(value)}, expected a tensor with a row a sample. Pass output=..., naming "
+        "the part (a key, an "
         "attribute, a position) or the module that computes what the loss is taken of."
     )
 
@@ -49,7 +50,8 @@ def not_a_tensor(value: Any) -> str:
 def behind_softmax() -> str:
     """Say that a scope's output comes out of a softmax, and what to do."""
     return (
-        "the output comes out of a softmax, where the error is not the p - y that feedback carries. Let the model return "
+        "the output comes out of a softmax, where the error is not the p - y that feedback carries. Let the model "
+        "return "
         "its logits, or pass output=, the name of the module that computes them."
     )
 

@@ -29,15 +29,17 @@ def run_structure(
         ValueError: The scope's output is no tensor, comes out of a softmax, or is computed more than once; or a layer
             is called with inputs of several shapes.
     """
-    seen: dict[str, list[Tensor]] = {}
+    # A layer's inputs, the autograd nodes of its outputs, and whether it ran without gradients.
+    seen: dict[str, list[tuple[Tensor, Any, bool]]] = {}
     ends: list[Any] = []
 
-    def record(name: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        seen.setdefault(name, []).append(arguments[0] if arguments else keywords["input"])
+    def record(name: str, arguments: tuple[Any, ...], keywords: dict[str, Any], made: Tensor) -> None:
+        h = arguments[0] if arguments else keywords["input"]
+        seen.setdefault(name, []).append((h, made.grad_fn, not torch.is_grad_enabled()))
 
     modules = dict(model.named_modules())
     handles = [
-        m.register_forward_pre_hook(lambda _, a, k, name=name: record(name, a, k), with_kwargs=True)
+        m.register_forward_hook(lambda _, a, k, made, name=name: record(name, a, k, made), with_kwargs=True)
         for name, m in modules.items()
         if isinstance(m, CUTTABLE)
     ]
@@ -54,17 +56,20 @@ def run_structure(
     finally:
         for handle in handles:
             handle.remove()
-    for name, inputs in seen.items():
+    inputs_of = {name: [h for h, _, _ in calls] for name, calls in seen.items()}
+    for name, inputs in inputs_of.items():
         if len({h.shape for h in inputs}) > 1:
             raise ValueError(
-                f"{name!r} is called with inputs of different shapes in one forward, {[tuple(h.shape) for h in inputs]}; "
+                f"{name!r} is called with inputs of different shapes in one forward, "
+                f"{[tuple(h.shape) for h in inputs]}; "
                 "one feedback can't serve them. Give it the rule BP, by name."
             )
+    # What runs without gradients may be re-entrant checkpointing: its layers count, for the cut to refuse it by name.
     structure = replace(
         traced,
         order=tuple(seen),
-        fed=frozenset(name for name, inputs in seen.items() if any(h.requires_grad for h in inputs)),
-        inputs={name: inputs[0].shape for name, inputs in seen.items()},
+        fed=frozenset(name for name, calls in seen.items() if any(h.requires_grad or blind for h, _, blind in calls)),
+        inputs={name: inputs[0].shape for name, inputs in inputs_of.items()},
     )
     if local:
         return structure
@@ -78,9 +83,7 @@ def run_structure(
     if type(value.grad_fn).__name__.startswith(("Softmax", "LogSoftmax")):
         raise ValueError(behind_softmax())
     nodes = _nodes(value)
-    leading = frozenset(
-        name for name, inputs in seen.items() if any(h.grad_fn in nodes for h in inputs if h.requires_grad)
-    )
+    leading = frozenset(name for name, calls in seen.items() if any(node in nodes or blind for _, node, blind in calls))
     return replace(structure, leading=leading, output=value.shape)
 
 

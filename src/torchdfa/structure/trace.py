@@ -34,14 +34,22 @@ _MOVING_MODULES = (
 )
 
 
+class UntraceableError(Exception):
+    """A model's forward can't be run on stand-ins for tensors; the message says why."""
+
+
 def trace_structure(model: nn.Module, output: str | int | None, *, local: bool = False) -> Structure:
     """Return the structure of ``model``; shapes stay unknown. Arguments are those of ``read_structure``.
 
     Raises:
         ValueError: The output is no tensor, or is the result of a softmax that does not follow a Linear layer.
-        Exception: Whatever the model's forward raises when it is run on stand-ins for tensors.
+        UntraceableError: The forward can't be traced.
     """
-    reader = _Reader(model, fx.Tracer().trace(model))
+    try:
+        graph = fx.Tracer().trace(model)
+    except Exception as error:  # a trace runs the model's own code, which may raise anything
+        raise UntraceableError(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
+    reader = _Reader(model, graph)
     return reader.layers() if local else reader.layers_to(output)
 
 
@@ -100,10 +108,10 @@ class _Reader:
                 raise ValueError(f"the forward never calls {output!r}, which output= names.")
             return inside[-1]
         (value,) = next(n for n in self.graph.nodes if n.op == "output").args
-        if isinstance(value, fx.Node) and is_dataclass(value.target):
-            value = value.kwargs
+        if isinstance(value, fx.Node) and (is_dataclass(value.target) or hasattr(value.target, "_fields")):
+            value = value.target(*value.args, **value.kwargs)  # type: ignore[operator]
         if output is not None and isinstance(value, fx.Node):
-            raise TypeError(f"{value.name} returns what {output!r} is a part of")
+            raise UntraceableError(f"{value.name!r} makes what {output!r} is a part of")
         value = value if output is None else pick(value, output)
         if not isinstance(value, fx.Node):
             raise ValueError(not_a_tensor(value))
@@ -187,5 +195,5 @@ def _is_size(value: Any) -> bool:
     if value.op == "call_method":
         return value.target == "size"
     if value.op == "call_function" and value.target is getattr:
-        return value.args[1] == "shape"
+        return "shape" in value.args
     return value.op == "call_function" and value.target is operator.getitem and _is_size(value.args[0])

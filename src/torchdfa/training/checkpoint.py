@@ -40,7 +40,9 @@ def write_atomically(path: Path, write: Any) -> None:
 
 
 def save_checkpoint(folder: Path, number: int, state: Mapping[str, Any], config: Mapping[str, Any], keep: int) -> Path:
-    """Write ``checkpoint-NUMBER.pt``, then delete all but the newest ``keep``.
+    """Write ``checkpoint-NUMBER.pt``, then delete all others but the ``keep - 1`` before it.
+
+    Later ones are of no use: the run was resumed from before them, since they were damaged.
 
     Args:
         folder: Of the run.
@@ -52,8 +54,10 @@ def save_checkpoint(folder: Path, number: int, state: Mapping[str, Any], config:
     path = folder / f"checkpoint-{number:08d}.pt"
     header = {"format": FORMAT, "torchdfa": torchdfa.__version__, "config": json.dumps(config)}
     write_atomically(path, lambda file: torch.save({**header, "state": dict(state)}, file))
-    for old in list_checkpoints(folder)[:-keep]:
-        old.unlink(missing_ok=True)
+    paths = list_checkpoints(folder)
+    end = paths.index(path) + 1
+    for other in (*paths[: max(0, end - keep)], *paths[end:]):
+        other.unlink(missing_ok=True)
     return path
 
 
@@ -84,29 +88,38 @@ def load_checkpoint(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] |
             problems.append(f"{path.name}: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
             continue
         if problems:
-            warnings.warn(f"skipped a damaged checkpoint, going on from {path.name}. {'; '.join(problems)}", stacklevel=2)
-        _demand_same(path, content, config)
+            warnings.warn(
+                f"skipped a damaged checkpoint, going on from {path.name}. {'; '.join(problems)}", stacklevel=2
+            )
+        _demand_format(path, content)
+        demand_same(path, config, json.loads(content["config"]))
         return content["state"]
     if problems:
         raise CheckpointError(
-            f"can't resume from {folder}: none of its checkpoints can be read ({'; '.join(problems)}). Start anew in another folder."
+            f"can't resume from {folder}: none of its checkpoints can be read ({'; '.join(problems)}). Start anew in "
+            "another folder."
         )
     return None
 
 
-def _demand_same(path: Path, content: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+def _demand_format(path: Path, content: Mapping[str, Any]) -> None:
     if content["format"] != FORMAT:
         raise CheckpointError(
             f"{path} has checkpoint format {content['format']} (torchdfa {content.get('torchdfa')}); this is torchdfa "
             f"{torchdfa.__version__}, which reads format {FORMAT}."
         )
-    there = json.loads(content["config"])
-    here = json.loads(json.dumps(config))
-    for name in _FREE:
-        here.pop(name, None), there.pop(name, None)
+
+
+def demand_same(path: Path, here: Mapping[str, Any], there: Mapping[str, Any]) -> None:
+    """Compare a run's plain configuration with the one that a file holds.
+
+    Raises:
+        CheckpointError: They differ; the message names the file and each setting.
+    """
+    here, there = ({k: v for k, v in settings.items() if k not in _FREE} for settings in (here, there))
     if changed := differences(here, there):
         raise CheckpointError(
-            f"{path} was made by another run; these settings differ (name: here, in the checkpoint): {'; '.join(changed)}."
+            f"{path} was made by another run; these settings differ (name: here, in the file): {'; '.join(changed)}."
         )
 
 
@@ -141,7 +154,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
             for n in wrong[:5]
         ]
         raise CheckpointError(
-            f"{path} holds the weights of another model or rule; {len(wrong)} tensors differ (name: shape in the model, in "
+            f"{path} holds the weights of another model or rule; {len(wrong)} tensors differ (name: shape in the "
+            "model, in "
             f"the file): {'; '.join(shapes)}."
         )
     model.load_state_dict(tensors)

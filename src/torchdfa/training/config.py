@@ -77,6 +77,14 @@ class TrainConfig:
         _demand(self.optimizer in get_args(Optimizer), "optimizer", self.optimizer, f"one of {get_args(Optimizer)}")
         _demand(self.schedule in SCHEDULES, "schedule", self.schedule, f"one of {tuple(SCHEDULES)}")
         _demand(self.precision in get_args(Precision), "precision", self.precision, f"one of {get_args(Precision)}")
+        _demand(
+            self.channels_last in (True, False, "auto"), "channels_last", self.channels_last, "true, false or 'auto'"
+        )
+        _demand(isinstance(self.model, Network), "model", self.model, "a network, as torchdfa.models.MLP()")
+        rules = self.rule.values() if isinstance(self.rule, dict) else [self.rule]
+        _demand(
+            all(isinstance(r, Rule) for r in rules), "rule", self.rule, "a rule, as torchdfa.DFA(), or a dict of them"
+        )
 
 
 def to_dict(value: Any) -> Any:

@@ -94,7 +94,10 @@ class Events:
         if self._writer is None:
             return
         values = {k: v for k, v in dataclasses.asdict(result).items() if k != "epoch" and v == v}
-        for name, value in [*values.items(), *((f"angle/{a.parameter}", a.degrees) for a in angles if a.degrees == a.degrees)]:
+        for name, value in [
+            *values.items(),
+            *((f"angle/{a.parameter}", a.degrees) for a in angles if a.degrees == a.degrees),
+        ]:
             self._writer.add_scalar(name.replace("_", "/", 1), value, result.epoch)
         self._writer.flush()
 
@@ -117,7 +120,11 @@ class Bar:
         """Count one step."""
         if self._progress is not None:
             self._progress.update(
-                self._task, advance=1, loss=f"loss {loss:.3f}", top1=f"top-1 {top1:5.1f} %", speed=f"{speed:,.0f} images/s"
+                self._task,
+                advance=1,
+                loss=f"loss {loss:.3f}",
+                top1=f"top-1 {top1:5.1f} %",
+                speed=f"{speed:,.0f} images/s",
             )
 
     def line(self, text: str) -> None:
@@ -138,5 +145,7 @@ def bar(shown: bool, total: int, done: int) -> Iterator[Bar]:
     columns = [BarColumn(), TextColumn("{task.percentage:3.0f} %")]
     columns += [TextColumn("{task.fields[" + name + "]}") for name in ("loss", "top1", "speed")]
     console = Console(file=sys.stderr)
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal) as shown_bar:
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+    ) as shown_bar:
         yield Bar(shown_bar, total, done)

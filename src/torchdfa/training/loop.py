@@ -8,7 +8,7 @@ import signal
 import statistics as stats
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -23,8 +23,16 @@ from torchmetrics.classification import MulticlassAccuracy
 import torchdfa
 from torchdfa.alignment import alignment
 from torchdfa.data import Batches, Dataset, ImageSet, load, split, statistics, subset
-from torchdfa.training.checkpoint import load_checkpoint, save_checkpoint, save_weights, write_atomically
+from torchdfa.training.checkpoint import (
+    CheckpointError,
+    demand_same,
+    load_checkpoint,
+    save_checkpoint,
+    save_weights,
+    write_atomically,
+)
 from torchdfa.training.config import TrainConfig, to_dict
+from torchdfa.training.layout import lay_out
 from torchdfa.training.logs import Angle, EpochResult, Events, bar, write_angles, write_history
 from torchdfa.training.schedule import SCHEDULES
 
@@ -104,36 +112,51 @@ def fit(
         Interrupted: SIGINT or SIGTERM came; a checkpoint was written.
         torchdfa.data.DataError: The data is not there or does not fit the settings.
     """
-    if checkpoint_steps is not None and checkpoint_steps < 1 or keep < 1:
+    if (checkpoint_steps is not None and checkpoint_steps < 1) or keep < 1:
         raise ValueError(f"checkpoint_steps={checkpoint_steps} and keep={keep} must be 1 or more.")
     if resume and out is None:
         raise ValueError("resume=True needs the folder of the run, out=...")
     dataset = dataset if dataset is not None else load(config.data, config.data_root)
     shape, classes = dataset.train.shape, dataset.train.num_classes
+    plain_config = to_dict(config)
+    if out is not None:
+        # Before other processes start, so that none of them is left waiting for this one.
+        _demand_fits(out, plain_config, resume)
     fabric = Fabric(accelerator=accelerator, devices=devices, precision=_precision(config, shape, classes))  # type: ignore[arg-type]
     fabric.launch()
-    plain_config = to_dict(config)
     first = fabric.is_global_zero
     if out is not None and first:
-        _prepare(out, plain_config, resume)
+        _prepare(out, plain_config)
     fabric.barrier()
 
     train, parts = _parts(config, dataset)
     torch.manual_seed(config.seed)
     network = config.model.build(shape, classes)
     channels_last = _has_convolutions(network) if config.channels_last == "auto" else config.channels_last
-    torchdfa.convert(network, config.rule, example=torch.zeros(1, *shape))
+    if channels_last:
+        lay_out(network, torch.zeros(1, *shape), fabric.device)
     if config.precision == "64-true":
         network.double()
-    if channels_last:
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    torchdfa.convert(network, config.rule, example=torch.zeros(1, *shape, dtype=_dtype(config)))
     model, optimizer = fabric.setup(network, _optimizer(config, network))
     mean, std = statistics(train)
     ranks = {"rank": fabric.global_rank, "world_size": fabric.world_size}
-    options: dict[str, Any] = {"mean": mean, "std": std, "device": fabric.device, "channels_last": channels_last, **ranks}
-    options["dtype"] = torch.float64 if config.precision == "64-true" else torch.float32
+    options: dict[str, Any] = {
+        "mean": mean,
+        "std": std,
+        "device": fabric.device,
+        "channels_last": channels_last,
+        **ranks,
+    }
+    options["dtype"] = _dtype(config)
     batches = Batches(
-        train, config.batch_size, shuffle=True, augment=config.augment, seed=config.seed, drop_last=_drop(config, train), **options
+        train,
+        config.batch_size,
+        shuffle=True,
+        augment=config.augment,
+        seed=config.seed,
+        drop_last=_drop(config, train, fabric.world_size),
+        **options,
     )
     scored = {name: Batches(part, _EVALUATION_BATCH, shuffle=False, **options) for name, part in parts.items()}
 
@@ -165,26 +188,29 @@ def fit(
     with _stopping() as stop, bar(progress and first, total, place.epoch * len(batches) + place.step) as shown:
         while place.epoch < config.epochs:
             model.train()
+            begin = time.perf_counter()
             for x, y in batches.epoch(place.epoch, place.step):
-                begin = time.perf_counter()
                 for group in optimizer.param_groups:
                     group["lr"] = group["factor"] * _lr(config, place, len(batches))
                 size = min(config.batch_size, len(train) - place.step * config.batch_size)
                 loss, correct = _step(fabric, model, optimizer, x, y, size, config.clip)
-                if not math.isfinite(loss):
-                    raise TrainingError(_diverged(config, place, loss, _lr(config, place, len(batches))))
-                place.loss += loss * len(y)
+                # Processes must agree on whether to go on, or one waits for the other's gradients without end.
+                mean, stopping = _sums([loss / size, stop.is_set()], fabric.device)
+                if not math.isfinite(mean):
+                    raise TrainingError(_diverged(config, place, mean, _lr(config, place, len(batches))))
+                place.loss += loss
                 place.correct += correct
                 place.seen += len(y)
                 place.step += 1
                 place.seconds.append(time.perf_counter() - begin)
-                shown.advance(loss, 100 * place.correct / place.seen, len(y) / place.seconds[-1])
-                if stop.is_set():
+                shown.advance(mean, 100 * place.correct / place.seen, len(y) / place.seconds[-1])
+                if stopping:
                     save()
                     raise Interrupted(f"stopped after epoch {place.epoch}, step {place.step}")
                 if checkpoint_steps and place.step % checkpoint_steps == 0 and place.step < len(batches):
                     save()
-            result = _finish_epoch(fabric, config, model, scored, classes, place, len(batches))
+                begin = time.perf_counter()
+            result = _finish_epoch(config, model, scored, classes, place, len(batches))
             history.append(result)
             if config.alignment and result.epoch % config.alignment == 0:
                 angles += _angles(network, result.epoch, next(batches.epoch(0)))
@@ -218,26 +244,27 @@ def evaluate(model: nn.Module, batches: Batches, classes: int) -> tuple[float, f
     device = next(model.parameters()).device
     top1 = MulticlassAccuracy(classes, average="micro").to(device)
     top5 = MulticlassAccuracy(classes, top_k=5, average="micro").to(device) if classes > 5 else None
-    loss, seen = torch.zeros((), device=device, dtype=torch.float64), 0
+    loss, seen = 0.0, 0
     training = model.training
     model.eval()
     with torch.no_grad():
         for x, y in batches.epoch(0):
             logits = model(x)
-            loss += F.cross_entropy(logits, y, reduction="sum")
+            loss += F.cross_entropy(logits, y, reduction="sum").item()
             seen += len(y)
             top1.update(logits, y)
             if top5 is not None:
                 top5.update(logits, y)
     model.train(training)
+    loss, seen = _sums([loss, seen], device)
     best = 100 * top1.compute().item()
-    return loss.item() / seen, best, 100 * top5.compute().item() if top5 is not None else math.nan
+    return loss / seen, best, 100 * top5.compute().item() if top5 is not None else math.nan
 
 
 def _step(
     fabric: Fabric, model: Any, optimizer: Any, x: Tensor, y: Tensor, size: int, clip: float | None
 ) -> tuple[float, int]:
-    """Take one step; return the loss and how many of the batch were right before it."""
+    """Take one step on ``size`` images, ``x`` being this process's; return the sum of losses and the number right."""
     logits = model(x)
     loss = F.cross_entropy(logits, y, reduction="sum")
     optimizer.zero_grad()
@@ -246,19 +273,27 @@ def _step(
     if clip is not None:
         fabric.clip_gradients(model, optimizer, max_norm=clip, error_if_nonfinite=False)
     optimizer.step()
-    return loss.item() / max(1, len(y)), int((logits.detach().argmax(1) == y).sum())
+    return loss.item(), int((logits.detach().argmax(1) == y).sum())
+
+
+def _sums(values: Sequence[float], device: torch.device) -> list[float]:
+    """Add up each value over all processes."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return list(values)
+    sums = torch.tensor(values, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(sums)
+    return sums.tolist()
 
 
 def _finish_epoch(
-    fabric: Fabric, config: TrainConfig, model: Any, scored: Mapping[str, Batches], classes: int, place: _Place, steps: int
+    config: TrainConfig, model: Any, scored: Mapping[str, Batches], classes: int, place: _Place, steps: int
 ) -> EpochResult:
     last = place.epoch + 1 == config.epochs
     scores = {"val": (math.nan,) * 3, "test": (math.nan,) * 3}
     for name, batches in scored.items():
         if name == "val" or "val" not in scored or last:
             scores[name] = evaluate(model, batches, classes)
-    sums = torch.tensor([place.loss, place.correct, place.seen], dtype=torch.float64)
-    loss, correct, seen = fabric.all_reduce(sums.to(fabric.device), reduce_op="sum").tolist()  # type: ignore[union-attr]
+    loss, correct, seen = _sums([place.loss, place.correct, place.seen], next(model.parameters()).device)
     return EpochResult(
         epoch=place.epoch + 1,
         lr=_lr(config, replace(place, step=steps - 1), steps),
@@ -322,28 +357,45 @@ def _precision(config: TrainConfig, shape: tuple[int, int, int], classes: int) -
     return "bf16-mixed" if fast and convolutions else "32-true"
 
 
+def _dtype(config: TrainConfig) -> torch.dtype:
+    return torch.float64 if config.precision == "64-true" else torch.float32
+
+
 def _has_convolutions(network: nn.Module) -> bool:
     return any(isinstance(m, nn.Conv2d) for m in network.modules())
 
 
-def _drop(config: TrainConfig, train: ImageSet) -> bool:
-    """Tell whether to leave out the last batch: one image has no batch statistics."""
-    return len(train) > config.batch_size and len(train) % config.batch_size == 1
+def _drop(config: TrainConfig, train: ImageSet, processes: int) -> bool:
+    """Tell whether to leave out the last batch: a process's share of one image has no batch statistics."""
+    return len(train) > config.batch_size and 0 < len(train) % config.batch_size < 2 * processes
 
 
 def _diverged(config: TrainConfig, place: _Place, loss: float, lr: float) -> str:
     return (
-        f"the loss is {loss} in epoch {place.epoch + 1}, step {place.step + 1}, at learning rate {lr:.4g}: training has "
+        f"the loss is {loss} in epoch {place.epoch + 1}, step {place.step + 1}, at learning rate {lr:.4g}: training "
+        "has "
         f"diverged. Try a smaller --lr (it is {config.lr:g}), or --clip 10."
     )
 
 
-def _prepare(out: Path, config: Mapping[str, Any], resume: bool) -> None:
+def _demand_fits(out: Path, config: Mapping[str, Any], resume: bool) -> None:
+    """Refuse a folder that holds a run, unless that is to be resumed and has the same settings."""
+    path = out / "config.json"
+    if not path.exists():
+        return
+    if not resume:
+        raise TrainingError(f"{out} holds a run already. Go on with --resume {out}, or choose another --out.")
+    try:
+        stored = json.loads(path.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"can't resume: {path} is damaged ({error}).") from error
+    demand_same(path, config, stored)
+
+
+def _prepare(out: Path, config: Mapping[str, Any]) -> None:
     """Make the run's folder and write its configuration, unless it is there to be resumed."""
     path = out / "config.json"
-    if path.exists() and not resume:
-        raise TrainingError(f"{out} holds a run already. Go on with --resume {out}, or choose another --out.")
-    if not resume:
+    if not path.exists():
         out.mkdir(parents=True, exist_ok=True)
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
         write_atomically(path, lambda file: file.write(text.encode()))
@@ -371,7 +423,7 @@ def _stopping() -> Iterator[threading.Event]:
 
     def handle(number: int, frame: Any) -> None:
         stop.set()
-        signal.signal(number, former[number])
+        signal.signal(number, former[signal.Signals(number)])
 
     for number in former:
         signal.signal(number, handle)
@@ -380,5 +432,3 @@ def _stopping() -> Iterator[threading.Event]:
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
-
-

@@ -1,0 +1,270 @@
+"""Every rule and every kind of model once: what the tests run over."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import torchdfa as dfa
+from torchdfa.structure import pick
+
+RULES = {
+    "BP": dfa.BP(),
+    "Frozen": dfa.Frozen(),
+    "FA-random": dfa.FA(),
+    "FA-product": dfa.FA(init="product"),
+    "DFA-random": dfa.DFA(),
+    "DFA-product": dfa.DFA(init="product"),
+    "BDFA-packed": dfa.BDFA(),
+    "BDFA-seeded": dfa.BDFA(storage="seeded"),
+    "BDFA-product": dfa.BDFA(init="product"),
+    "BDFA-center": dfa.BDFA(center=True),
+    "BDFA-unit": dfa.BDFA(scale="unit"),
+    "CDFA-random": dfa.CDFA(),
+    "CDFA-product": dfa.CDFA(init="product"),
+    "CDFA-chain": dfa.CDFA(trunk="chain"),
+    "CBDFA-random": dfa.CBDFA(),
+    "CBDFA-product": dfa.CBDFA(init="product"),
+    "CBDFA-seeded": dfa.CBDFA(storage="seeded"),
+    "CBDFA-center": dfa.CBDFA(init="product", center=True),
+    "CBDFA-chain": dfa.CBDFA(trunk="chain"),
+}
+rules = pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
+
+
+class MLP(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 6), nn.Tanh(), nn.Linear(6, 4))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.net(x)
+
+
+class ConvNet(nn.Module):
+    """Convolutions with batch norm under a head of three Linear layers with dropout."""
+
+    def __init__(self, dropout: float = 0.5):
+        super().__init__()
+        self.features = nn.Sequential(
+            *(nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True)),
+            *(nn.Conv2d(4, 6, 3, stride=2, bias=False), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
+        )
+        self.classifier = nn.Sequential(
+            *(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(dropout)),
+            *(nn.Linear(8, 7), nn.ReLU(), nn.Linear(7, 4)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x))
+
+
+class Tokens(nn.Module):
+    """Linear layers on (N, T, D), each token by itself in the feedback, mixed by attention with shared inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.norm = nn.Linear(5, 6), nn.LayerNorm(6)
+        self.q, self.k, self.v = (nn.Linear(6, 6) for _ in range(3))
+        self.mlp, self.head = nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(self.embed(x))
+        h = F.scaled_dot_product_attention(self.q(h), self.k(h), self.v(h))
+        return self.head(F.gelu(self.mlp(h)))
+
+
+class Pooled(nn.Module):
+    """Tokens under a mean: the feedback covers all tokens of a sample."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.mix, self.head = nn.Linear(5, 6), nn.Linear(6, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.mix(self.embed(x).tanh()).tanh().mean(1))
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.up, self.down, self.head = (nn.Linear(*s) for s in ((5, 6), (6, 8), (8, 6), (6, 4)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x).tanh()
+        return self.head(h + self.down(self.up(h).relu()))
+
+
+class Tied(nn.Module):
+    """One layer called twice, and two layers with one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.again, self.twin, self.head = (nn.Linear(*s) for s in ((5, 6), (6, 6), (6, 6), (6, 4)))
+        self.twin.weight = self.again.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x).tanh()
+        h = self.again(input=self.again(h).tanh()).tanh()
+        return self.head(self.twin(h).tanh())
+
+
+class Point(NamedTuple):
+    logits: Tensor
+    hidden: Tensor
+
+
+@dataclass
+class Record:
+    logits: Tensor
+    hidden: Tensor
+
+
+@dataclass(frozen=True)
+class FrozenRecord:
+    logits: Tensor
+    hidden: Tensor
+
+
+class Returning(MLP):
+    """An MLP that returns its logits within something."""
+
+    def __init__(self, wrap: Callable[[Tensor], Any]):
+        super().__init__()
+        self.wrap = wrap
+
+    def forward(self, x: Tensor) -> Any:
+        return self.wrap(self.net(x))
+
+
+def as_dict(y: Tensor) -> dict[str, Tensor]:
+    return {"hidden": y.detach(), "logits": y}
+
+
+def as_tuple(y: Tensor) -> tuple[Tensor, Tensor]:
+    return y.detach(), y
+
+
+def as_point(y: Tensor) -> Point:
+    return Point(y, y.detach())
+
+
+def as_record(y: Tensor) -> Record:
+    return Record(y, y.detach())
+
+
+def as_frozen_record(y: Tensor) -> FrozenRecord:
+    return FrozenRecord(y, y.detach())
+
+
+@dataclass(frozen=True)
+class Net:
+    """A kind of model.
+
+    Attributes:
+        build: Makes one.
+        shape: Of one sample.
+        output: As convert takes it.
+        chained: Whether a product of weights leads to all Linear layers above the first.
+        convolutional: Whether it has convolutions.
+        last: Name of the layer that makes the output.
+    """
+
+    build: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    last: str
+    output: str | int | None = None
+    chained: bool = True
+    convolutional: bool = False
+
+    def x(self, n: int = 5) -> Tensor:
+        return torch.randn(n, *self.shape)
+
+    def logits(self, value: Any) -> Tensor:
+        part = 1 if self.output == "net" else self.output
+        return value if part is None else pick(value, part)
+
+    def has(self, rule: dfa.Rule) -> bool:
+        """Tell whether the rule can be put on it: products lead through chains of Linear layers only."""
+        if getattr(rule, "init", None) != "product" or rule.local:
+            return True
+        return self.chained and not (self.convolutional and nn.Conv2d in rule.chooses)
+
+    def convert(self, model: nn.Module, rule: Any) -> nn.Module:
+        return dfa.convert(model, rule, output=self.output, example=self.x(2).to(next(model.parameters()).dtype))
+
+
+NETS = {
+    "mlp": Net(MLP, (5,), "net.4"),
+    "mlp-3d": Net(MLP, (3, 5), "net.4"),
+    "conv": Net(ConvNet, (2, 7, 7), "classifier.6", convolutional=True),
+    "tokens": Net(Tokens, (3, 5), "head", chained=False),
+    "pooled": Net(Pooled, (3, 5), "head", chained=False),
+    "residual": Net(Residual, (5,), "head", chained=False),
+    "tied": Net(Tied, (5,), "head", chained=False),
+    "dict": Net(lambda: Returning(as_dict), (5,), "net.4", output="logits"),
+    "tuple": Net(lambda: Returning(as_tuple), (5,), "net.4", output=1),
+    "namedtuple": Net(lambda: Returning(as_point), (5,), "net.4", output="logits"),
+    "record": Net(lambda: Returning(as_record), (5,), "net.4", output="logits"),
+    "frozen-record": Net(lambda: Returning(as_frozen_record), (5,), "net.4", output="logits"),
+    "module": Net(lambda: Returning(as_tuple), (5,), "net.4", output="net"),
+}
+nets = pytest.mark.parametrize("net", NETS.values(), ids=NETS.keys())
+pairs = pytest.mark.parametrize(
+    ("rule", "net"),
+    [pytest.param(r, n, id=f"{i}-{j}") for i, r in RULES.items() for j, n in NETS.items() if n.has(r)],
+)
+
+
+def fresh(net: Net, rule: Any = None, seed: int = 0) -> nn.Module:
+    """Build a net with weights of a seed, and convert it."""
+    torch.manual_seed(seed)
+    model = net.build()
+    return model if rule is None else net.convert(model, rule)
+
+
+def gradients(
+    model: nn.Module, net: Net, x: Tensor, loss: Callable[[Tensor], Tensor] | None = None, seed: int = 1
+) -> dict[str, Tensor]:
+    """Return the gradients of one forward and backward pass by name, None for a parameter that got none."""
+    model.zero_grad()
+    torch.manual_seed(seed)  # of the dropout
+    out = model(x)
+    (loss or squared)(net.logits(out)).backward()
+    return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+def squared(y: Tensor) -> Tensor:
+    """Return a loss of no symmetry: mean square distance from a ramp."""
+    return (y - torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)).square().mean()
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor], rtol: float = 1e-9, atol: float = 1e-11) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=rtol, atol=atol, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def away(a: Tensor, b: Tensor) -> float:
+    """Return the relative difference."""
+    return ((a - b).norm() / b.norm()).item()
+
+
+def fingerprint(model: nn.Module) -> dict[str, Any]:
+    """Describe all of a model that converting it could change."""
+    return {
+        "state": {k: v.clone().tolist() for k, v in model.state_dict().items()},
+        "learns": {n: p.requires_grad for n, p in model.named_parameters()},
+        "grads": {n: p.grad is None for n, p in model.named_parameters()},
+        "modules": {
+            n: (type(m), m.training, tuple(m.__dict__), *(len(getattr(m, h)) for h in _HOOKS))
+            for n, m in model.named_modules()
+        },
+    }
+
+
+_HOOKS = ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks", "_forward_hooks_with_kwargs")
