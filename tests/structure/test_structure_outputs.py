@@ -33,10 +33,8 @@ def test_put_replaces_what_pick_finds_and_nothing_else(make, part):
     changed = put(value, part, NEW)
     assert type(changed) is type(value)
     assert pick(changed, part) is NEW
-    members = (
-        changed if isinstance(changed, (tuple, list)) else vars(changed) if not isinstance(changed, dict) else changed
-    )
-    members = members.values() if isinstance(members, dict) else members
+    parts = changed if isinstance(changed, (dict, tuple, list)) else vars(changed)
+    members = list(parts.values()) if isinstance(parts, dict) else parts
     assert sum(m is H for m in members) == 1
     assert len(members) == 2
 

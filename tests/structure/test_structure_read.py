@@ -199,7 +199,7 @@ def test_layers_run_without_gradients_are_not_overlooked():
         def forward(self, x):
             h = self.stem(x)
             with torch.no_grad():
-                shift = self.fixed(h)
+                shift = self.fixed(h * 2)
             return self.head(h + shift)
 
     found = read_structure(Teacher(), None, torch.zeros(2, 4))

@@ -24,7 +24,14 @@ def broadcast(output: Tensor, feedbacks: Sequence[Feedback], hidden: Sequence[Te
     """
     for feedback, h in zip(feedbacks, hidden, strict=True):
         feedback.check(output.shape, h.shape)
-    result = _Broadcast.apply(output, tuple(feedbacks), *hidden)
+    # Layers that share an input (q, k and v) are one activation here: torch.compile takes no tensor twice.
+    distinct: list[Tensor] = []
+    receivers: list[int] = []
+    for h in hidden:
+        known = [i for i, other in enumerate(distinct) if other is h]
+        receivers.append(known[0] if known else len(distinct))
+        distinct += [] if known else [h]
+    result = _Broadcast.apply(output, tuple(feedbacks), tuple(receivers), *distinct)
     assert isinstance(result, Tensor)
     return result
 
@@ -33,17 +40,21 @@ class _Broadcast(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(output: Tensor, feedbacks: tuple[Feedback, ...], *hidden: Tensor) -> Tensor:
+    def forward(output: Tensor, feedbacks: tuple[Feedback, ...], receivers: tuple[int, ...], *hidden: Tensor) -> Tensor:
         # A detached alias, no view: what follows may change it in place, as nn.ReLU(inplace=True) does.
         return output.detach()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, ctx.feedbacks, *hidden = inputs
+        _, ctx.feedbacks, ctx.receivers, *hidden = inputs
         ctx.hidden = [(h.shape, h.dtype) for h in hidden]
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (e,) = grad_outputs
-        errors = (f.carry(e, shape).to(dtype) for f, (shape, dtype) in zip(ctx.feedbacks, ctx.hidden, strict=True))
-        return e, None, *errors
+        errors: list[Tensor | None] = [None] * len(ctx.hidden)
+        for feedback, i in zip(ctx.feedbacks, ctx.receivers, strict=True):
+            shape, dtype = ctx.hidden[i]
+            error, before = feedback.carry(e, shape).to(dtype), errors[i]
+            errors[i] = error if before is None else before + error
+        return e, None, None, *errors
