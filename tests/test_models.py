@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -15,15 +16,6 @@ SMALL = {
     "NoklandConv": (NoklandConv(channels=(4, 6, 8), head=(32, 32)), (3, 16, 16)),
     "SmallConv": (SmallConv(channels=(4, 8), head=(16, 16), head_norm=True), (1, 8, 8)),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
 
 
 def kinds(part):
@@ -74,7 +66,7 @@ def test_vgg16_is_the_papers():
     assert all(
         c.kernel_size == (3, 3) and c.padding == (1, 1) and c.bias is None for c in net.features if kinds([c]) == "C"
     )
-    convolutions = sum(9 * i * o + 2 * o for i, o in zip(channels, channels[1:], strict=False))
+    convolutions = sum(9 * i * o + 2 * o for i, o in pairwise(channels))
     head = 2 * (512 * 512 + 512) + 512 * 100 + 100
     assert size(net) == convolutions + head == 14_718_912 + 576_612
     assert size(normed) == size(net) + 2 * 2 * 512

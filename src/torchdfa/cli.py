@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torchdfa
+
+if TYPE_CHECKING:
+    from torchdfa.experiments import CompareConfig
+    from torchdfa.training import TrainConfig
 
 _TRAIN = "Train one network by one rule."
 _COMPARE = (
@@ -17,6 +22,7 @@ _COMPARE = (
     "and a "
     "CSV. Without options: handwritten digits, five methods, three seeds, in about a minute."
 )
+_PRINT = "Print the configuration, as --config reads it, and exit."
 _EPILOG = """examples:
   torchdfa compare
   torchdfa compare --data cifar10 --train-size 5000
@@ -40,13 +46,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
+    from jsonargparse import ArgumentParser, set_parsing_settings
 
     from torchdfa.data import DataError
     from torchdfa.experiments import CompareConfig
     from torchdfa.models import Network
     from torchdfa.rules import Rule
-    from torchdfa.training import CheckpointError, Interrupted, TrainConfig, TrainingError
+    from torchdfa.training import CheckpointError, Interrupted, TrainConfig, TrainingError, to_dict
 
     set_parsing_settings(subclasses_enabled=[Rule, Network])
     parser = ArgumentParser(
@@ -59,8 +65,8 @@ def _run(arguments: list[str]) -> int:
     )
     commands = parser.add_subcommands(dest="command")
 
-    train = ArgumentParser(description=_TRAIN)
-    train.add_argument("--config", action=ActionConfigFile, help="Read options from a YAML or JSON file.")
+    train = ArgumentParser(description=_TRAIN, print_config=None)
+    train.add_argument("--config", action="config", help="Read options from a YAML or JSON file.")
     train.add_class_arguments(TrainConfig)
     train.add_argument("--out", type=str | None, help="Folder of the run. By default a dated one in runs/.")
     train.add_argument("--resume", type=str | None, help="Go on with the run in this folder, with its own settings.")
@@ -69,26 +75,38 @@ def _run(arguments: list[str]) -> int:
     train.add_argument("--tensorboard", type=bool, default=True, help="Write TensorBoard events.")
     train.add_argument("--accelerator", type=str, default="auto", help="auto, cpu, cuda or mps.")
     train.add_argument("--devices", type=int, default=1, help="Processes (DDP) on this machine.")
+    train.add_argument("--print_config", action="store_true", help=_PRINT)
     commands.add_subcommand("train", train, help=_TRAIN)
 
-    compare = ArgumentParser(description=_COMPARE)
-    compare.add_argument("--config", action=ActionConfigFile, help="Read options from a YAML or JSON file.")
+    compare = ArgumentParser(description=_COMPARE, print_config=None)
+    compare.add_argument("--config", action="config", help="Read options from a YAML or JSON file.")
     compare.add_class_arguments(CompareConfig)
     compare.add_argument(
         "--out",
         type=str | None,
         help="Folder of the results; runs finished in it are not run again. By default a dated one in runs/.",
     )
+    compare.add_argument("--print_config", action="store_true", help=_PRINT)
     commands.add_subcommand("compare", compare, help=_COMPARE)
 
     if len(arguments) > 1 and arguments[0] == "train":
         arguments = ["train", *_with_stored_config(arguments[1:])]
-    parsed = parser.parse_args(arguments)
+    # What is not given is left to the data classes: with defaults, a network that is given by name would take over
+    # the default network's settings of the same names.
+    parsed = parser.parse_args(arguments, defaults=False)
     command = parsed.command
+    kind, run = {"train": (TrainConfig, _train), "compare": (CompareConfig, _compare)}[command]
+    defaults = {"train": train, "compare": compare}[command].get_defaults().as_dict()
     try:
-        options = parser.instantiate(parsed)[command].as_dict()
+        options = {**defaults, **parser.instantiate(parsed)[command].as_dict()}
+        given = {f.name: options.pop(f.name) for f in dataclasses.fields(kind) if f.name in parsed[command]}
+        options = {name: value for name, value in options.items() if name not in kind.__dataclass_fields__}
+        config = kind(**given)
+        if options.pop("print_config"):
+            print(json.dumps(to_dict(config), indent=2, ensure_ascii=False))
+            return 0
         options.pop("config", None)
-        return {"train": _train, "compare": _compare}[command](options)
+        return run(config, options)
     except Interrupted as stop:
         print(f"\ntorchdfa: {stop}.", file=sys.stderr)
         return 130
@@ -102,12 +120,11 @@ def _run(arguments: list[str]) -> int:
         raise
 
 
-def _train(options: dict[str, Any]) -> int:
+def _train(config: TrainConfig, options: dict[str, Any]) -> int:
     from torch import distributed
 
-    from torchdfa.training import Interrupted, TrainConfig, describe, fit
+    from torchdfa.training import Interrupted, describe, fit
 
-    config = TrainConfig(**_taken(options, TrainConfig))
     resume = options.pop("resume")
     out = Path(options.pop("out") or resume or _dated("train", config.data))
     try:
@@ -120,11 +137,10 @@ def _train(options: dict[str, Any]) -> int:
     return 0
 
 
-def _compare(options: dict[str, Any]) -> int:
-    from torchdfa.experiments import CompareConfig, compare
+def _compare(config: CompareConfig, options: dict[str, Any]) -> int:
+    from torchdfa.experiments import compare
     from torchdfa.experiments.report import show
 
-    config = CompareConfig(**_taken(options, CompareConfig))
     out = Path(options.pop("out") or _dated("compare", config.data))
     try:
         scores = compare(config, out)
@@ -137,11 +153,6 @@ def _compare(options: dict[str, Any]) -> int:
     show(scores)
     print(f"written to {out}: summary.md, curves.png, results.csv")
     return 0
-
-
-def _taken(options: dict[str, Any], kind: type) -> dict[str, Any]:
-    """Take the fields of a data class out of the options."""
-    return {f.name: options.pop(f.name) for f in dataclasses.fields(kind)}
 
 
 def _with_stored_config(arguments: list[str]) -> list[str]:

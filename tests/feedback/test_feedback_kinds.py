@@ -81,8 +81,8 @@ def test_a_model_moved_to_another_type_keeps_its_feedback(rule):
     assert all(p.grad.dtype == torch.bfloat16 for p in model.parameters())
 
 
-def test_the_scale_is_exact_in_float64(double):
-    model = dfa.convert(nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2)), dfa.BDFA(scale="nokland"))
+def test_the_scale_is_exact_in_float64():
+    model = dfa.convert(nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2)).double(), dfa.BDFA(scale="nokland"))
     assert model[1].feedback.scale.item() == 0.5 / 5**0.5
 
 

@@ -65,6 +65,6 @@ def test_no_folder_no_events(tmp_path, monkeypatch):
 def test_bar_without_a_terminal_prints_lines_only(capsys, shown):
     with bar(shown, 10, 0) as progress:
         progress.advance(0.5, 50.0, 100.0)
-        progress.line("epoch 1")
+        progress.line("epoch 1 " + "x" * 200)
     out, err = capsys.readouterr()
-    assert out == "" and err == ("epoch 1\n" if shown else "")
+    assert out == "" and err == ("epoch 1 " + "x" * 200 + "\n" if shown else "")

@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -33,7 +34,7 @@ def test_closed_form(schedule, done, expected):
 @pytest.mark.parametrize("schedule, rises_until", [(onecycle, 0.3), (cosine, 0.0), (step, 0.0), (constant, 1.0)])
 def test_rises_then_falls(schedule, rises_until):
     points = [i / 1000 for i in range(1001)]
-    for left, right in zip(points, points[1:], strict=False):
+    for left, right in pairwise(points):
         if right <= rises_until:
             assert schedule(left) <= schedule(right)
         elif left >= rises_until:

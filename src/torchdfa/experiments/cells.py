@@ -7,6 +7,7 @@ import json
 import math
 import multiprocessing
 import os
+import threading
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -97,8 +98,16 @@ def run_cells(cells: Sequence[Cell], folder: Path, jobs: int) -> Iterator[Outcom
 def _start_worker() -> None:
     import torch
 
-    os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this worker when the process that started it is gone, however that ended: nobody waits for its result."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 @lru_cache(maxsize=1)

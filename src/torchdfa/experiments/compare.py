@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 import statistics as stats
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -130,6 +130,7 @@ def compare(config: CompareConfig, out: Path, *, progress: bool = True) -> list[
 
     Raises:
         torchdfa.data.DataError: The data is not there or does not fit the settings.
+        ValueError: A method does not fit the network, or the network the images.
     """
     from torchdfa.experiments.report import plot, watch, write_summary
 
@@ -138,6 +139,7 @@ def compare(config: CompareConfig, out: Path, *, progress: bool = True) -> list[
     size = config.train_size or len(dataset.train)
     outcomes: list[Outcome] = []
     jobs = config.jobs or os.cpu_count() or 1
+    steps, memory = _steps(config, dataset)
     planned = len(config.methods) * (len(config.lrs) + config.seeds)
     with watch(progress, planned) as watcher:
 
@@ -155,9 +157,9 @@ def compare(config: CompareConfig, out: Path, *, progress: bool = True) -> list[
         seeds = range(config.seeds)
         run(_final(config, name, chosen[name], seed) for seed in seeds for name in config.methods)
         watcher.say("timing a training step of each method")
-        steps, memory = _cost(config, dataset)
+        seconds = _timed(steps)
     scores = [
-        _score(outcomes, name, chosen[name], steps[name] / steps[config.methods[0]], memory[name])
+        _score(outcomes, name, chosen[name], seconds[name] / seconds[config.methods[0]], memory[name])
         for name in config.methods
     ]
     rows = [row for outcome in sorted(outcomes, key=lambda o: _order(config, o.cell)) for row in _rows(outcome, size)]
@@ -271,8 +273,14 @@ def _rows(outcome: Outcome, size: int) -> list[Row]:
     ]
 
 
-def _cost(config: CompareConfig, dataset: Dataset) -> tuple[dict[str, float], dict[str, tuple[int, int]]]:
-    """Return each method's seconds a training step on one thread, and its feedback's bytes, as kept and as float32."""
+def _steps(
+    config: CompareConfig, dataset: Dataset
+) -> tuple[dict[str, Callable[[], object]], dict[str, tuple[int, int]]]:
+    """Return a training step of each method, and its feedback's bytes, as kept and as float32.
+
+    Raises:
+        ValueError: The network does not take these images, or a method leaves nothing in it to learn.
+    """
     assert config.model is not None
     mean, std = statistics(dataset.train)
     x, y = next(Batches(dataset.train, config.batch_size, mean=mean, std=std, shuffle=True).epoch(0))
@@ -280,12 +288,19 @@ def _cost(config: CompareConfig, dataset: Dataset) -> tuple[dict[str, float], di
     steps, memory = {}, {}
     for name in config.methods:
         model = torchdfa.convert(config.model.build(shape, classes), method(name, 0), example=x[:1])
+        if not any(p.requires_grad for p in model.parameters()):
+            raise ValueError(f"{name!r} leaves nothing to learn in {config.model}. Leave it out of methods.")
         table = summary(model)
         memory[name] = (table.nbytes, table.nbytes_float32)
         steps[name] = training_step(model, x, y)
+    return steps, memory
+
+
+def _timed(steps: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+    """Return the seconds of each step, on one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return interleaved(steps, budget=_TIMING_SECONDS), memory
+        return interleaved(steps, budget=_TIMING_SECONDS)
     finally:
         torch.set_num_threads(threads)

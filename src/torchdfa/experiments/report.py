@@ -19,16 +19,9 @@ from torchdfa.experiments.methods import COLORS
 from torchdfa.training import to_dict
 from torchdfa.training.checkpoint import write_atomically
 
-_HEADINGS = (
-    "method",
-    "top-1 %",
-    "train %",
-    "learning rate",
-    "epochs to 95 %",
-    "step / {}",
-    "feedback bytes",
-    "as float32",
-)
+# Two lines each on a terminal, so that the table fits 80 columns.
+_HEADINGS = ("method", "top-1\n%", "train\n%", "rate", "epochs\nto 95 %", "step\n/ {}", "feedback\nbytes", "as\nfloat32")
+_EDGE = "* the lowest or highest learning rate tried: a better one may lie beyond"
 
 
 class Watch:
@@ -89,16 +82,20 @@ def table(scores: Sequence[Score]) -> list[tuple[str, ...]]:
 
 def show(scores: Sequence[Score]) -> None:
     """Print the table."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     head, *lines = table(scores)
-    shown = Table()
+    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for i, heading in enumerate(head):
-        shown.add_column(heading, justify="left" if i == 0 else "right")
+        shown.add_column(heading, justify="right" if i else "left", no_wrap=True)
     for line in lines:
         shown.add_row(*line)
-    Console().print(shown)
+    console = Console()
+    console.print(shown)
+    if any(score.at_edge for score in scores):
+        console.print(_EDGE)
 
 
 def _line(score: Score) -> tuple[str, ...]:
@@ -106,7 +103,7 @@ def _line(score: Score) -> tuple[str, ...]:
         score.method,
         _spread(score.top1),
         _spread(score.train_top1),
-        f"{score.lr:g}" + (" (edge)" if score.at_edge else ""),
+        f"{score.lr:g}" + ("*" if score.at_edge else ""),
         f"{score.epochs:.1f}",
         f"{score.step:.2f}",
         f"{score.feedback_bytes:,}",
@@ -129,7 +126,8 @@ def write_summary(
     arguments = ", ".join(f"{k}={v}" for k, v in model["init_args"].items())
     text = [f"# {config.data}: {', '.join(config.methods)}", ""]
     text += ["![Test accuracy against epochs, and the search of learning rates](curves.png)", ""]
-    text += _markdown(head, lines)
+    text += _markdown([h.replace("\n", " ") for h in head], lines)
+    text += ["", _EDGE.replace("*", "\\*") + "."] if any(score.at_edge for score in scores) else []
     text += [
         "",
         f"Top-1 on the whole test set after the last epoch, mean ± standard deviation over {config.seeds} seeds; "

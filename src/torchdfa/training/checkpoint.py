@@ -124,11 +124,15 @@ def demand_same(path: Path, here: Mapping[str, Any], there: Mapping[str, Any]) -
 
 
 def save_weights(model: nn.Module, path: Path, config: Mapping[str, Any]) -> None:
-    """Write a model's weights, buffers and feedback as safetensors, its configuration beside them as metadata."""
+    """Write a model's weights, buffers and feedback as safetensors, its configuration beside them as metadata.
+
+    Equal models and configurations give equal files.
+    """
     from safetensors.torch import save
 
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
-    data = save(tensors, {"torchdfa": torchdfa.__version__, "config": json.dumps(config)})
+    # One entry only: safetensors writes several in any order.
+    data = save(tensors, {"torchdfa": json.dumps({"version": torchdfa.__version__, "config": config})})
     write_atomically(path, lambda file: file.write(data))
 
 

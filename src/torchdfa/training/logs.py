@@ -130,7 +130,7 @@ class Bar:
     def line(self, text: str) -> None:
         """Print a line above the bar."""
         if self._progress is not None:
-            self._progress.console.print(text, highlight=False)
+            self._progress.console.print(text, highlight=False, soft_wrap=True)
 
 
 @contextmanager

@@ -12,13 +12,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics.classification import MulticlassAccuracy
 
 import torchdfa
 from torchdfa.alignment import alignment
@@ -35,6 +33,9 @@ from torchdfa.training.config import TrainConfig, to_dict
 from torchdfa.training.layout import lay_out
 from torchdfa.training.logs import Angle, EpochResult, Events, bar, write_angles, write_history
 from torchdfa.training.schedule import SCHEDULES
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 _EVALUATION_BATCH = 500
 
@@ -112,6 +113,8 @@ def fit(
         Interrupted: SIGINT or SIGTERM came; a checkpoint was written.
         torchdfa.data.DataError: The data is not there or does not fit the settings.
     """
+    from lightning_fabric import Fabric  # takes seconds: not before it is needed
+
     if (checkpoint_steps is not None and checkpoint_steps < 1) or keep < 1:
         raise ValueError(f"checkpoint_steps={checkpoint_steps} and keep={keep} must be 1 or more.")
     if resume and out is None:
@@ -241,6 +244,8 @@ def describe(result: EpochResult, epochs: int) -> str:
 
 def evaluate(model: nn.Module, batches: Batches, classes: int) -> tuple[float, float, float]:
     """Return mean loss, top-1 and top-5 accuracy in percent (NaN for fewer than six classes), over all processes."""
+    from torchmetrics.classification import MulticlassAccuracy
+
     device = next(model.parameters()).device
     top1 = MulticlassAccuracy(classes, average="micro").to(device)
     top5 = MulticlassAccuracy(classes, top_k=5, average="micro").to(device) if classes > 5 else None
