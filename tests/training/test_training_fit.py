@@ -13,7 +13,7 @@ from torchdfa.data import Batches, Dataset, ImageSet, statistics, subset
 from torchdfa.models import MLP, SmallConv
 from torchdfa.training import TrainConfig, TrainingError, describe, evaluate, fit, to_dict
 from torchdfa.training.layout import lay_out
-from torchdfa.training.loop import _drop, _parts
+from torchdfa.training.run import _drop, _parts
 from torchdfa.training.schedule import SCHEDULES
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop, "adam": torch.optim.Adam}

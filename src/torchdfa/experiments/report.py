@@ -20,7 +20,16 @@ from torchdfa.training import to_dict
 from torchdfa.training.checkpoint import write_atomically
 
 # Two lines each on a terminal, so that the table fits 80 columns.
-_HEADINGS = ("method", "top-1\n%", "train\n%", "rate", "epochs\nto 95 %", "step\n/ {}", "feedback\nbytes", "as\nfloat32")
+_HEADINGS = (
+    "method",
+    "top-1\n%",
+    "train\n%",
+    "rate",
+    "epochs\nto 95 %",
+    "step\n/ {}",
+    "feedback\nbytes",
+    "as\nfloat32",
+)
 _EDGE = "* the lowest or highest learning rate tried: a better one may lie beyond"
 
 

@@ -3,7 +3,8 @@
 from torchdfa.training.checkpoint import CheckpointError, load_weights, save_weights
 from torchdfa.training.config import TrainConfig, differences, to_dict
 from torchdfa.training.logs import Angle, EpochResult
-from torchdfa.training.loop import Interrupted, Result, TrainingError, describe, evaluate, fit
+from torchdfa.training.loop import Interrupted, Result, describe, fit
+from torchdfa.training.run import TrainingError, evaluate
 
 __all__ = [
     "Angle",

@@ -1,0 +1,294 @@
+"""A training run under way: what is built once, the place it has come to, and how to take it a step further."""
+
+from __future__ import annotations
+
+import math
+import statistics as stats
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import torchdfa
+from torchdfa.alignment import alignment
+from torchdfa.data import Batches, Dataset, ImageSet, split, statistics, subset
+from torchdfa.training.config import TrainConfig
+from torchdfa.training.layout import lay_out
+from torchdfa.training.logs import Angle, EpochResult
+from torchdfa.training.schedule import SCHEDULES
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+_EVALUATION_BATCH = 500
+
+
+class TrainingError(RuntimeError):
+    """Training can't go on; the message says why."""
+
+
+@dataclass
+class Place:
+    """How far a run has come, and the sums of the epoch under way."""
+
+    epoch: int = 0
+    step: int = 0
+    loss: float = 0.0
+    correct: int = 0
+    seen: int = 0
+    seconds: list[float] = field(default_factory=list)
+
+
+class Run:
+    """Network, optimizer, data and place of a run. All of it is made from the configuration, the same in every process.
+
+    Args:
+        config: The settings.
+        dataset: The data.
+        fabric: Launched already.
+
+    Attributes:
+        network: The converted network, as its state is saved.
+        history: One entry a finished epoch.
+        angles: As often as the configuration asks for them.
+        place: How far it has come.
+    """
+
+    def __init__(self, config: TrainConfig, dataset: Dataset, fabric: Fabric):
+        self.config, self.fabric = config, fabric
+        shape, self.classes = dataset.train.shape, dataset.train.num_classes
+        self.train, parts = _parts(config, dataset)
+        torch.manual_seed(config.seed)
+        self.network = config.model.build(shape, self.classes)
+        channels_last = config.channels_last
+        if channels_last == "auto":
+            channels_last = _has_convolutions(self.network)
+        if channels_last:
+            lay_out(self.network, torch.zeros(1, *shape), fabric.device)
+        dtype = torch.float64 if config.precision == "64-true" else torch.float32
+        self.network.to(dtype)
+        torchdfa.convert(self.network, config.rule, example=torch.zeros(1, *shape, dtype=dtype))
+        self.model, self.optimizer = fabric.setup(self.network, _optimizer(config, self.network))
+        mean, std = statistics(self.train)
+        common: dict[str, Any] = {"mean": mean, "std": std, "dtype": dtype, "channels_last": channels_last}
+        common |= {"device": fabric.device, "rank": fabric.global_rank, "world_size": fabric.world_size}
+        drop = _drop(config, self.train, fabric.world_size)
+        size = config.batch_size
+        self.batches = Batches(
+            self.train, size, shuffle=True, augment=config.augment, seed=config.seed, drop_last=drop, **common
+        )
+        self.scored = {name: Batches(part, _EVALUATION_BATCH, shuffle=False, **common) for name, part in parts.items()}
+        self.place = Place()
+        self.history: list[EpochResult] = []
+        self.angles: list[Angle] = []
+        torch.manual_seed(config.seed)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run."""
+        return self.config.epochs * len(self.batches)
+
+    @property
+    def done(self) -> int:
+        """Steps done."""
+        return self.place.epoch * len(self.batches) + self.place.step
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the trunk at the next step: a function of the place alone."""
+        return self.config.lr * SCHEDULES[self.config.schedule](self.done / self.steps)
+
+    def state(self) -> dict[str, Any]:
+        """Return all that the rest of the run depends on, as tensors and plain values."""
+        return {
+            "model": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "place": asdict(self.place),
+            "history": [asdict(row) for row in self.history],
+            "angles": [asdict(row) for row in self.angles],
+            "random": _random_state(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go back to a state."""
+        self.network.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.place = Place(**state["place"])
+        self.history = [EpochResult(**row) for row in state["history"]]
+        self.angles = [Angle(**row) for row in state["angles"]]
+        _set_random_state(state["random"])
+
+    def epoch(self, stop: Any) -> Iterator[tuple[float, bool]]:
+        """Take the steps that are left of the epoch under way; after each, yield the loss and whether to stop.
+
+        Args:
+            stop: A threading.Event. It is asked in every process, since all must agree on whether to go on, or one
+                would wait for another's gradients without end.
+
+        Raises:
+            TrainingError: The loss is no longer finite.
+        """
+        place = self.place
+        self.model.train()
+        begin = time.perf_counter()
+        for x, y in self.batches.epoch(place.epoch, place.step):
+            lr = self.lr
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["factor"] * lr
+            size = min(self.config.batch_size, len(self.train) - place.step * self.config.batch_size)
+            loss, correct = self._step(x, y, size)
+            mean, stopping = _sums([loss / size, stop.is_set()], self.fabric.device)
+            if not math.isfinite(mean):
+                raise TrainingError(_diverged(self.config, place, mean, lr))
+            place.loss += loss
+            place.correct += correct
+            place.seen += len(y)
+            place.step += 1
+            place.seconds.append(time.perf_counter() - begin)
+            yield mean, bool(stopping)
+            begin = time.perf_counter()
+
+    def _step(self, x: Tensor, y: Tensor, size: int) -> tuple[float, int]:
+        """Take a step on ``size`` images, ``x`` being this process's; return its summed loss and how many were right."""
+        logits = self.model(x)
+        loss = F.cross_entropy(logits, y, reduction="sum")
+        self.optimizer.zero_grad()
+        # Processes average their gradients: with the whole batch's size that is its mean, also where shares differ.
+        self.fabric.backward(loss * (self.fabric.world_size / size))
+        if self.config.clip is not None:
+            self.fabric.clip_gradients(self.model, self.optimizer, max_norm=self.config.clip, error_if_nonfinite=False)
+        self.optimizer.step()
+        return loss.item(), int((logits.detach().argmax(1) == y).sum())
+
+    def finish_epoch(self) -> EpochResult:
+        """Score the epoch, note it, and move on to the next."""
+        place, config = self.place, self.config
+        last = place.epoch + 1 == config.epochs
+        scores = {"val": (math.nan,) * 3, "test": (math.nan,) * 3}
+        for name, batches in self.scored.items():
+            if name == "val" or "val" not in self.scored or last:
+                scores[name] = evaluate(self.model, batches, self.classes)
+        loss, correct, seen = _sums([place.loss, place.correct, place.seen], self.fabric.device)
+        place.step -= 1  # the learning rate to report is that of the last step
+        result = EpochResult(
+            epoch=place.epoch + 1,
+            lr=self.lr,
+            train_loss=loss / seen,
+            train_top1=100 * correct / seen,
+            val_loss=scores["val"][0],
+            val_top1=scores["val"][1],
+            test_loss=scores["test"][0],
+            test_top1=scores["test"][1],
+            test_top5=scores["test"][2],
+            images_per_second=seen / sum(place.seconds),
+            step_seconds=stats.median(place.seconds),
+        )
+        self.history.append(result)
+        if config.alignment and result.epoch % config.alignment == 0:
+            degrees = alignment(self.network, F.cross_entropy, *next(self.batches.epoch(0)))
+            self.angles += [Angle(result.epoch, name, value) for name, value in degrees.items()]
+        self.place = Place(epoch=result.epoch)
+        return result
+
+
+def evaluate(model: nn.Module, batches: Batches, classes: int) -> tuple[float, float, float]:
+    """Return mean loss, top-1 and top-5 accuracy in percent (NaN for fewer than six classes), over all processes."""
+    from torchmetrics.classification import MulticlassAccuracy
+
+    device = next(model.parameters()).device
+    top1 = MulticlassAccuracy(classes, average="micro").to(device)
+    top5 = MulticlassAccuracy(classes, top_k=5, average="micro").to(device) if classes > 5 else None
+    loss, seen = 0.0, 0
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        for x, y in batches.epoch(0):
+            logits = model(x)
+            loss += F.cross_entropy(logits, y, reduction="sum").item()
+            seen += len(y)
+            top1.update(logits, y)
+            if top5 is not None:
+                top5.update(logits, y)
+    model.train(training)
+    loss, seen = _sums([loss, seen], device)
+    best = 100 * top1.compute().item()
+    return loss / seen, best, 100 * top5.compute().item() if top5 is not None else math.nan
+
+
+def _sums(values: Sequence[float], device: torch.device) -> list[float]:
+    """Add up each value over all processes."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return list(values)
+    sums = torch.tensor(values, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(sums)
+    return sums.tolist()
+
+
+def _parts(config: TrainConfig, dataset: Dataset) -> tuple[ImageSet, dict[str, ImageSet]]:
+    """Return the images to train on, and those to score, by name."""
+    train = dataset.train
+    parts = {"test": dataset.test}
+    if config.train_size is not None:
+        train = subset(train, config.train_size, config.seed)
+    if config.validation:
+        train, parts["val"] = split(train, config.validation, config.seed)
+    return train, parts
+
+
+def _optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Optimizer:
+    groups: list[dict[str, Any]] = []
+    for part, factor in (("features", 1.0), ("classifier", config.head_lr)):
+        parameters = [p for p in network.get_submodule(part).parameters() if p.requires_grad]
+        if parameters:
+            groups.append({"params": parameters, "lr": config.lr * factor, "factor": factor})
+    if not groups:
+        raise TrainingError("no parameter learns: every layer is frozen.")
+    decay = config.weight_decay
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=config.momentum, weight_decay=decay)
+    kind = {"rmsprop": torch.optim.RMSprop, "adam": torch.optim.Adam}[config.optimizer]
+    return kind(groups, weight_decay=decay)
+
+
+def precision_of(config: TrainConfig, shape: tuple[int, int, int], classes: int) -> Any:
+    """Return Fabric's precision; with "auto", bf16 for convolutions where the processor has arithmetic for it."""
+    if config.precision != "auto":
+        return config.precision
+    with torch.device("meta"):
+        convolutions = _has_convolutions(config.model.build(shape, classes))
+    if torch.cuda.is_available():
+        fast = torch.cuda.is_bf16_supported()
+    else:
+        fast = torch.cpu._is_avx512_bf16_supported()
+    return "bf16-mixed" if fast and convolutions else "32-true"
+
+
+def _has_convolutions(network: nn.Module) -> bool:
+    return any(isinstance(m, nn.Conv2d) for m in network.modules())
+
+
+def _drop(config: TrainConfig, train: ImageSet, processes: int) -> bool:
+    """Tell whether to leave out the last batch: a process's share of one image has no batch statistics."""
+    return len(train) > config.batch_size and 0 < len(train) % config.batch_size < 2 * processes
+
+
+def _diverged(config: TrainConfig, place: Place, loss: float, lr: float) -> str:
+    return (
+        f"the loss is {loss} in epoch {place.epoch + 1}, step {place.step + 1}, at learning rate {lr:.4g}: training "
+        f"has diverged. Try a smaller --lr (it is {config.lr:g}), or --clip 10."
+    )
+
+
+def _random_state() -> dict[str, Any]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def _set_random_state(state: Mapping[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
