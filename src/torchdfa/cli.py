@@ -49,7 +49,7 @@ def _run(arguments: list[str]) -> int:
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     from torchdfa.data import DataError
-    from torchdfa.experiments import CompareConfig
+    from torchdfa.experiments import CellError, CompareConfig
     from torchdfa.models import Network
     from torchdfa.rules import Rule
     from torchdfa.training import CheckpointError, Interrupted, TrainConfig, TrainingError, to_dict
@@ -112,7 +112,7 @@ def _run(arguments: list[str]) -> int:
         return 130
     except KeyboardInterrupt:
         return 130
-    except (DataError, TrainingError, CheckpointError, ValueError, OSError) as error:
+    except (DataError, TrainingError, CheckpointError, CellError, ValueError, OSError) as error:
         return _fail(str(error), command)
     except ImportError as error:
         if isinstance(error.__cause__, ImportError):  # of an optional package, and says how to install it

@@ -15,13 +15,13 @@ import torch
 
 import torchdfa
 from torchdfa.data import Batches, Dataset, load, statistics
-from torchdfa.experiments.cells import Cell, Outcome, run_cells
 from torchdfa.experiments.methods import METHODS, method
+from torchdfa.experiments.results import Cell, Results, Row, score
+from torchdfa.experiments.runner import Workers, run_cells
 from torchdfa.experiments.timing import interleaved, training_step
 from torchdfa.models import VGG16, Network, SmallConv
 from torchdfa.summary import summary
 from torchdfa.training import TrainConfig
-from torchdfa.training.logs import write_csv
 
 _WIDENINGS = 2
 _TIMING_SECONDS = 6.0
@@ -103,26 +103,6 @@ class Score:
     feedback_bytes_float32: int
 
 
-@dataclass(frozen=True)
-class Row:
-    """One epoch of one run, as ``results.csv`` holds it."""
-
-    data: str
-    train_size: int
-    method: str
-    phase: str
-    lr: float
-    seed: int
-    epoch: int
-    train_loss: float
-    train_top1: float
-    val_top1: float
-    test_top1: float
-    test_top5: float
-    step_seconds: float
-    problem: str
-
-
 def compare(config: CompareConfig, out: Path, *, progress: bool = True) -> list[Score]:
     """Run a comparison and write ``results.csv``, ``summary.md`` and ``curves.png`` into ``out``.
 
@@ -131,46 +111,42 @@ def compare(config: CompareConfig, out: Path, *, progress: bool = True) -> list[
     Raises:
         torchdfa.data.DataError: The data is not there or does not fit the settings.
         ValueError: A method does not fit the network, or the network the images.
+        CellError: A run crashed; the others are done and kept.
     """
     from torchdfa.experiments.report import plot, watch, write_summary
 
     dataset = load(config.data, config.data_root)
     config = _completed(config, dataset)
     size = config.train_size or len(dataset.train)
-    outcomes: list[Outcome] = []
+    runs: list[list[Row]] = []
     jobs = config.jobs or os.cpu_count() or 1
     steps, memory = _steps(config, dataset)
     planned = len(config.methods) * (len(config.lrs) + config.seeds)
-    with watch(progress, planned) as watcher:
+    with watch(progress, planned) as watcher, Workers(jobs) as workers:
 
         def run(cells: Iterable[Cell]) -> None:
-            for outcome in run_cells(list(cells), out / "cells", jobs):
-                outcomes.append(outcome)
-                watcher.count(outcome)
+            for cell, rows in run_cells(list(cells), out, workers):
+                runs.append(rows)
+                watcher.count(cell)
 
         run(_search(config, name, lr, size) for name in config.methods for lr in config.lrs)
         for _ in range(_WIDENINGS):
-            beyond = [(name, lr) for name in config.methods if (lr := _beyond(tried(outcomes, name))) is not None]
+            beyond = [(name, lr) for name in config.methods if (lr := _beyond(tried(runs, name))) is not None]
             watcher.expect(len(beyond))
             run(_search(config, name, lr, size) for name, lr in beyond)
-        chosen = {name: _best(tried(outcomes, name)) for name in config.methods}
+        chosen = {name: _best(tried(runs, name)) for name in config.methods}
         seeds = range(config.seeds)
         run(_final(config, name, chosen[name], seed) for seed in seeds for name in config.methods)
         watcher.say("timing a training step of each method")
         seconds = _timed(steps)
     scores = [
-        _score(outcomes, name, chosen[name], seconds[name] / seconds[config.methods[0]], memory[name])
+        _score(runs, name, chosen[name], seconds[name] / seconds[config.methods[0]], memory[name])
         for name in config.methods
     ]
-    rows = [row for outcome in sorted(outcomes, key=lambda o: _order(config, o.cell)) for row in _rows(outcome, size)]
-    write_csv(out / "results.csv", rows, [f.name for f in dataclasses.fields(Row)])
-    write_summary(out / "summary.md", config, scores, outcomes, size)
-    plot(out / "curves.png", config, outcomes, chosen)
+    Results(out / "results.csv").sort(config.methods)
+    write_summary(out / "summary.md", config, scores, runs, size)
+    plot(out / "curves.png", config, runs, chosen)
     return scores
-
-
-def _order(config: CompareConfig, cell: Cell) -> tuple[int, str, float, int]:
-    return config.methods.index(cell.method), cell.phase, cell.config.lr, cell.config.seed
 
 
 def _completed(config: CompareConfig, dataset: Dataset) -> CompareConfig:
@@ -200,17 +176,16 @@ def _train_config(config: CompareConfig, name: str, lr: float, seed: int, valida
 
 
 def _search(config: CompareConfig, name: str, lr: float, size: int) -> Cell:
-    return Cell(name, "search", _train_config(config, name, lr, 0, max(1, round(config.validation * size))))
+    return Cell("compare", name, "search", _train_config(config, name, lr, 0, max(1, round(config.validation * size))))
 
 
 def _final(config: CompareConfig, name: str, lr: float, seed: int) -> Cell:
-    return Cell(name, "final", _train_config(config, name, lr, seed, 0))
+    return Cell("compare", name, "final", _train_config(config, name, lr, seed, 0))
 
 
-def tried(outcomes: Iterable[Outcome], name: str) -> dict[float, float]:
+def tried(runs: Iterable[Sequence[Row]], name: str) -> dict[float, float]:
     """Return a method's score in the search at each learning rate, lowest rate first."""
-    found = {o.cell.config.lr: o.score for o in outcomes if o.cell.method == name and o.cell.phase == "search"}
-    return dict(sorted(found.items()))
+    return dict(sorted((run[0].lr, score(run)) for run in runs if (run[0].method, run[0].phase) == (name, "search")))
 
 
 def _best(scores: dict[float, float]) -> float:
@@ -226,51 +201,27 @@ def _beyond(scores: dict[float, float]) -> float | None:
     return float(f"{beyond:.2g}")
 
 
-def _score(outcomes: Sequence[Outcome], name: str, lr: float, step: float, memory: tuple[int, int]) -> Score:
-    finals = [o for o in outcomes if o.cell.method == name and o.cell.phase == "final"]
-    finals.sort(key=lambda o: o.cell.config.seed)
-    lrs = list(tried(outcomes, name))
+def _score(runs: Iterable[Sequence[Row]], name: str, lr: float, step: float, memory: tuple[int, int]) -> Score:
+    finals = sorted((r for r in runs if (r[0].method, r[0].phase) == (name, "final")), key=lambda r: r[0].seed)
+    lrs = list(tried(runs, name))
     return Score(
         method=name,
         lr=lr,
         at_edge=lr in (lrs[0], lrs[-1]),
-        top1=tuple(o.score if o.score > -math.inf else math.nan for o in finals),
-        train_top1=tuple(o.history[-1].train_top1 if o.history else math.nan for o in finals),
-        epochs=stats.fmean(_epochs_to(o, 0.95) for o in finals),
+        top1=tuple(math.nan if run[-1].problem else score(run) for run in finals),
+        train_top1=tuple(run[-1].train_top1 for run in finals),
+        epochs=stats.fmean(_epochs_to(run, 0.95) for run in finals),
         step=step,
         feedback_bytes=memory[0],
         feedback_bytes_float32=memory[1],
     )
 
 
-def _epochs_to(outcome: Outcome, share: float) -> float:
+def _epochs_to(run: Sequence[Row], share: float) -> float:
     """Return the first epoch whose test accuracy is that share of the last one's."""
-    if outcome.problem or not outcome.history:
+    if run[-1].problem:
         return math.nan
-    return next(row.epoch for row in outcome.history if row.test_top1 >= share * outcome.history[-1].test_top1)
-
-
-def _rows(outcome: Outcome, size: int) -> list[Row]:
-    config = outcome.cell.config
-    return [
-        Row(
-            data=config.data,
-            train_size=size,
-            method=outcome.cell.method,
-            phase=outcome.cell.phase,
-            lr=config.lr,
-            seed=config.seed,
-            epoch=row.epoch,
-            train_loss=row.train_loss,
-            train_top1=row.train_top1,
-            val_top1=row.val_top1,
-            test_top1=row.test_top1,
-            test_top5=row.test_top5,
-            step_seconds=row.step_seconds,
-            problem=outcome.problem,
-        )
-        for row in outcome.history
-    ]
+    return next(row.epoch for row in run if row.test_top1 >= share * run[-1].test_top1)
 
 
 def _steps(

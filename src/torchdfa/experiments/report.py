@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 import torchdfa
-from torchdfa.experiments.cells import Outcome
 from torchdfa.experiments.compare import CompareConfig, Score, tried
 from torchdfa.experiments.methods import COLORS
+from torchdfa.experiments.results import Cell, Row
 from torchdfa.training import to_dict
 from torchdfa.training.checkpoint import write_atomically
 
@@ -46,13 +46,11 @@ class Watch:
             total = self._progress.tasks[0].total
             self._progress.update(self._task, total=total + more)
 
-    def count(self, outcome: Outcome) -> None:
+    def count(self, cell: Cell) -> None:
         """Count a finished run."""
         if self._progress is not None:
-            config = outcome.cell.config
-            self._progress.update(
-                self._task, advance=1, what=f"{outcome.cell.method}, rate {config.lr:g}, seed {config.seed}"
-            )
+            what = f"{cell.method}, rate {cell.config.lr:g}, seed {cell.config.seed}"
+            self._progress.update(self._task, advance=1, what=what)
 
     def say(self, text: str) -> None:
         """Show what is going on."""
@@ -127,7 +125,7 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def write_summary(
-    path: Path, config: CompareConfig, scores: Sequence[Score], outcomes: Sequence[Outcome], size: int
+    path: Path, config: CompareConfig, scores: Sequence[Score], runs: Sequence[Sequence[Row]], size: int
 ) -> None:
     """Write the page of a comparison: table, search grid, settings, in Markdown."""
     head, *lines = table(scores)
@@ -140,17 +138,15 @@ def write_summary(
     text += [
         "",
         f"Top-1 on the whole test set after the last epoch, mean ± standard deviation over {config.seeds} seeds; "
-        "training "
-        "accuracy in training mode. Epochs to 95 % of the final test accuracy. Step: CPU time of a training step, one "
-        "thread, float32, interleaved, median, as a ratio.",
+        "training accuracy in training mode. Epochs to 95 % of the final test accuracy. Step: CPU time of a training "
+        "step, one thread, float32, interleaved, median, as a ratio.",
         "",
         "## Search",
         f"Every method at the same learning rates, seed 0, {config.validation:.0%} of the training images held out; "
-        "top-1 % "
-        "on those. Where the best lay at an edge, the grid was widened.",
+        "top-1 % on those. Where the best lay at an edge, the grid was widened.",
         "",
     ]
-    grids = {s.method: tried(outcomes, s.method) for s in scores}
+    grids = {s.method: tried(runs, s.method) for s in scores}
     lrs = sorted({lr for grid in grids.values() for lr in grid})
     cells = [
         (name, *(("diverged" if grid[lr] == -math.inf else f"{grid[lr]:.2f}") if lr in grid else "" for lr in lrs))
@@ -172,7 +168,7 @@ def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(line) + " |" for line in (head, rule, *lines)]
 
 
-def plot(path: Path, config: CompareConfig, outcomes: Sequence[Outcome], chosen: dict[str, float]) -> None:
+def plot(path: Path, config: CompareConfig, runs: Sequence[Sequence[Row]], chosen: dict[str, float]) -> None:
     """Draw test accuracy against epochs, mean and range over seeds, beside the search of learning rates."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -182,19 +178,15 @@ def plot(path: Path, config: CompareConfig, outcomes: Sequence[Outcome], chosen:
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     for name in config.methods:
         color = COLORS[name]
-        runs = [
-            [row.test_top1 for row in o.history]
-            for o in outcomes
-            if o.cell.method == name and o.cell.phase == "final" and not o.problem
-        ]
-        if runs:
+        finals = [run for run in runs if (run[0].method, run[0].phase) == (name, "final") and not run[-1].problem]
+        if finals:
             epochs = range(1, config.epochs + 1)
-            by_epoch = list(zip(*runs, strict=True))
+            by_epoch = list(zip(*([row.test_top1 for row in run] for run in finals), strict=True))
             left.plot(epochs, [stats.fmean(v) for v in by_epoch], color=color, label=f"{name}, rate {chosen[name]:g}")
             left.fill_between(
                 epochs, [min(v) for v in by_epoch], [max(v) for v in by_epoch], color=color, alpha=0.15, lw=0
             )
-        grid = {lr: top1 for lr, top1 in tried(outcomes, name).items() if top1 > -math.inf}
+        grid = {lr: top1 for lr, top1 in tried(runs, name).items() if top1 > -math.inf}
         right.plot(list(grid), list(grid.values()), color=color, marker="o", ms=4, lw=1.2)
         if chosen[name] in grid:
             right.plot(chosen[name], grid[chosen[name]], "o", color=color, ms=9, mfc="none")

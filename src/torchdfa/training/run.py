@@ -153,7 +153,7 @@ class Run:
             begin = time.perf_counter()
 
     def _step(self, x: Tensor, y: Tensor, size: int) -> tuple[float, int]:
-        """Take a step on ``size`` images, ``x`` being this process's; return its summed loss and how many were right."""
+        """Take a step on ``size`` images, ``x`` being this process's; return its summed loss and number right."""
         logits = self.model(x)
         loss = F.cross_entropy(logits, y, reduction="sum")
         self.optimizer.zero_grad()

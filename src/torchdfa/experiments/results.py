@@ -1,0 +1,233 @@
+"""The results of an experiment: one tidy CSV, a row a run and epoch, from which tables and plots are made."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from torchdfa.rules import Rule
+from torchdfa.training import EpochResult, TrainConfig, to_dict
+from torchdfa.training.checkpoint import write_atomically
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of an experiment.
+
+    Attributes:
+        experiment: Its name.
+        method: The method's name in tables.
+        phase: "search", scored on held-out training images; "final", scored on the test images.
+        config: All that its result depends on.
+        scale: Of the experiment.
+    """
+
+    experiment: str
+    method: str
+    phase: str
+    config: TrainConfig
+    scale: str = ""
+
+    @property
+    def key(self) -> str:
+        """The run's name: a hash of its settings, less the place of the data."""
+        settings = {k: v for k, v in to_dict(self.config).items() if k != "data_root"}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One epoch of one run; accuracies in percent, empty where not measured.
+
+    Attributes:
+        experiment: Name of the experiment.
+        scale: Its size.
+        dataset: Name of the data.
+        train_size: Training images, held-out ones included.
+        method: Name of the method in tables.
+        init: Of the feedback: random or product.
+        options: All other settings of rule, network and augmentation that are not the defaults.
+        lr: Peak learning rate.
+        head_lr: That of the head over that of the trunk.
+        weight_decay: L2 penalty.
+        feedback_scale: Size of the feedback, as the rule's ``scale``.
+        phase: search or final.
+        seed: Of weights, order and feedback.
+        epoch: Counted from 1; 0 in the one row of a run that diverged in its first epoch.
+        epochs: That the run was to have.
+        train_loss: Mean over the epoch.
+        train_top1: Likewise.
+        val_top1: On the held-out images.
+        test_top1: On the test images.
+        test_top5: Likewise.
+        step_seconds: Median of the epoch's steps.
+        problem: Why the run ended before its last epoch; empty if it did not.
+        key: The run's name, a hash of its settings.
+    """
+
+    experiment: str
+    scale: str
+    dataset: str
+    train_size: int
+    method: str
+    init: str
+    options: str
+    lr: float
+    head_lr: float
+    weight_decay: float
+    feedback_scale: str
+    phase: str
+    seed: int
+    epoch: int
+    epochs: int
+    train_loss: float
+    train_top1: float
+    val_top1: float
+    test_top1: float
+    test_top5: float
+    step_seconds: float
+    problem: str
+    key: str
+
+
+_FIELDS = tuple(f.name for f in dataclasses.fields(Row))
+_KINDS: dict[str, Any] = {
+    f.name: {"int": int, "float": float, "str": str}[str(f.type)] for f in dataclasses.fields(Row)
+}
+_EMPTY = {int: "", float: "nan", str: ""}
+
+
+class Results:
+    """``results.csv``: read by anyone, added to by several processes at once, a whole run at a time."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def read(self) -> dict[str, list[Row]]:
+        """Return the rows of every finished run by its key; rows of runs that are not whole are left out.
+
+        Raises:
+            ValueError: The file's columns are not those of Row.
+        """
+        if not self.path.exists():
+            return {}
+        with open(self.path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            if tuple(reader.fieldnames or ()) != _FIELDS:
+                raise ValueError(
+                    f"{self.path} has the columns {reader.fieldnames}, expected {list(_FIELDS)}. Move it away."
+                )
+            runs: dict[str, list[Row]] = {}
+            for line in reader:
+                row = _parse(line)
+                if row is not None:
+                    runs.setdefault(row.key, []).append(row)
+        return {key: rows for key, rows in runs.items() if rows[-1].problem or len(rows) == rows[-1].epochs}
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Append the rows of one finished run, unless it is there already."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.path.with_name(f".{self.path.name}.lock")):
+            runs = self.read()
+            if rows[0].key not in runs:
+                self._write([*(row for run in runs.values() for row in run), *rows])
+
+    def sort(self, order: Sequence[str]) -> None:
+        """Put the runs in the order of methods, then search before final, then by learning rate and seed."""
+        with FileLock(self.path.with_name(f".{self.path.name}.lock")):
+            rows = [row for run in self.read().values() for row in run]
+            rank = {name: i for i, name in enumerate(order)}
+            rows.sort(key=lambda r: (rank.get(r.method, len(rank)), r.phase != "search", r.lr, r.seed, r.key, r.epoch))
+            self._write(rows)
+
+    def _write(self, rows: Iterable[Row]) -> None:
+        # The whole file anew: at a few thousand rows that takes milliseconds, and no reader ever sees a part of a run.
+        text = io.StringIO()
+        writer = csv.DictWriter(text, _FIELDS, lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({k: _shown(v) for k, v in dataclasses.asdict(row).items()})
+        write_atomically(self.path, lambda file: file.write(text.getvalue().encode()))
+
+
+def rows_of(cell: Cell, history: Sequence[EpochResult], problem: str, train_size: int) -> list[Row]:
+    """Return the rows of a run; one row with epoch 0 where it has no epoch."""
+    config = cell.config
+    rule = next((r for r in _rules(config) if hasattr(r, "init")), None)
+    nothing = EpochResult(0, *[math.nan] * (len(dataclasses.fields(EpochResult)) - 1))
+    return [
+        Row(
+            experiment=cell.experiment,
+            scale=cell.scale,
+            dataset=config.data,
+            train_size=train_size,
+            method=cell.method,
+            init=getattr(rule, "init", ""),
+            options=_options(config),
+            lr=config.lr,
+            head_lr=config.head_lr,
+            weight_decay=config.weight_decay,
+            feedback_scale=str(getattr(rule, "scale", "")),
+            phase=cell.phase,
+            seed=config.seed,
+            epoch=result.epoch,
+            epochs=config.epochs,
+            train_loss=result.train_loss,
+            train_top1=result.train_top1,
+            val_top1=result.val_top1,
+            test_top1=result.test_top1,
+            test_top5=result.test_top5,
+            step_seconds=result.step_seconds,
+            problem=problem,
+            key=cell.key,
+        )
+        for result in (history or [nothing])
+    ]
+
+
+def score(run: Sequence[Row]) -> float:
+    """Return a run's last accuracy on held-out (search) or test images (final); minus infinity if it diverged."""
+    last = run[-1]
+    if last.problem:
+        return -math.inf
+    return last.val_top1 if last.phase == "search" else last.test_top1
+
+
+def _rules(config: TrainConfig) -> list[Rule]:
+    return list(config.rule.values()) if isinstance(config.rule, dict) else [config.rule]
+
+
+def _options(config: TrainConfig) -> str:
+    """Name the settings of rule, network and augmentation that are not the defaults and have no column."""
+    parts: dict[str, Any] = {}
+    for value in (config.model, *_rules(config)):
+        for f in dataclasses.fields(value):
+            if f.name not in ("init", "scale", "seed") and (found := getattr(value, f.name)) != f.default:
+                parts[f.name] = found
+    if config.augment:
+        parts["augment"] = True
+    return "; ".join(f"{name}={value}" for name, value in parts.items())
+
+
+def _parse(line: Mapping[str, Any]) -> Row | None:
+    """Return a row, or None for one that was cut off."""
+    try:
+        return Row(**{name: kind(line[name] or _EMPTY[kind]) for name, kind in _KINDS.items()})
+    except (TypeError, ValueError, KeyError):
+        return None
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.6g}"
+    return value

@@ -1,0 +1,166 @@
+"""Run the cells of an experiment: each one once, on all cores, whatever is interrupted, killed or run twice."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from functools import lru_cache
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from torchdfa.data import Dataset, load
+from torchdfa.experiments.results import Cell, Results, Row, rows_of
+from torchdfa.training import TrainingError, fit
+
+_POLL_SECONDS = 1.0
+_DEATHS = 2
+# What a worker says of a cell that another process works on.
+_ELSEWHERE = "elsewhere"
+
+
+class CellError(RuntimeError):
+    """A cell could not be run; the message says which and why."""
+
+
+class Workers:
+    """Processes of one thread each that run cells; to be used as a context.
+
+    Args:
+        jobs: How many.
+    """
+
+    def __init__(self, jobs: int):
+        self.jobs = jobs
+        self._pool: ProcessPoolExecutor | None = None
+
+    def submit(self, cell: Cell, folder: Path) -> Future[str]:
+        """Have a worker run a cell; the result says what went wrong, if anything did."""
+        if self._pool is None:
+            # Workers are started afresh: a forked copy of a process with torch's threads may hang.
+            self._pool = ProcessPoolExecutor(self.jobs, multiprocessing.get_context("spawn"), _start_worker)
+        return self._pool.submit(_run, cell, folder)
+
+    def stop(self) -> None:
+        """End the workers, once they are done with what they have begun; new ones start when needed."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+
+def run_cells(
+    cells: Sequence[Cell], folder: Path, workers: Workers, *, shard: tuple[int, int] = (0, 1)
+) -> Iterator[tuple[Cell, list[Row]]]:
+    """Run cells and yield the rows of each as it is done, those of finished cells first.
+
+    Rows go into ``folder/results.csv``. A cell that another process works on is left to it, and its rows are waited
+    for. One that was interrupted goes on from its last epoch. One that crashes is written to ``folder/failures.log``
+    and does not end the others; it is tried again the next time.
+
+    Args:
+        cells: To run.
+        folder: Of the experiment.
+        workers: Who runs them.
+        shard: (i, n): run only every n-th cell, from the i-th on.
+
+    Raises:
+        CellError: After all others are done: some cells crashed.
+    """
+    results = Results(folder / "results.csv")
+    waiting = {cell.key: cell for i, cell in enumerate(cells) if i % shard[1] == shard[0]}
+    running: dict[Future[str], str] = {}
+    deaths: dict[str, int] = {}
+    failed: dict[str, str] = {}
+    while True:
+        finished = results.read()
+        for key in [k for k in waiting if k in finished]:
+            yield waiting.pop(key), finished[key]
+        idle = [k for k in waiting if k not in failed and k not in running.values()]
+        if not idle and not running:
+            break
+        # No more than there are workers: then a cell that is left to another process is asked for again last.
+        for key in idle[: workers.jobs - len(running)]:
+            running[workers.submit(waiting[key], folder)] = key
+        done, _ = wait(running, return_when=FIRST_COMPLETED)
+        for future in done:
+            key = running.pop(future)
+            try:
+                problem = future.result()
+            except BrokenProcessPool:
+                # A worker died (killed, out of memory) and took the pool with it; which cell it had is not known.
+                workers.stop()
+                deaths[key] = deaths.get(key, 0) + 1
+                problem = f"its process died {deaths[key]} times" if deaths[key] > _DEATHS else ""
+            if problem == _ELSEWHERE:
+                waiting[key] = waiting.pop(key)
+                time.sleep(_POLL_SECONDS)
+            elif problem:
+                failed[key] = problem
+    if failed:
+        what = [f"{waiting[k].method}, rate {waiting[k].config.lr:g}: {problem}" for k, problem in failed.items()]
+        raise CellError(f"{len(failed)} runs crashed ({'; '.join(what)}). See {folder / 'failures.log'}.")
+
+
+def _start_worker() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this worker when the process that started it is gone, however that ended: nobody waits for its result."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+@lru_cache(maxsize=1)
+def dataset(name: str, root: str | None) -> Dataset:
+    """Load a data set once a process."""
+    return load(name, root)
+
+
+def _run(cell: Cell, folder: Path) -> str:
+    """Run one cell and keep its rows; return what went wrong, if anything did."""
+    results = Results(folder / "results.csv")
+    partial = folder / "partial" / cell.key
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(f"{partial}.lock", timeout=0):
+            if cell.key in results.read():
+                return ""
+            data = dataset(cell.config.data, cell.config.data_root)
+            problem = ""
+            try:
+                resume = (partial / "config.json").exists()
+                run = fit(cell.config, partial, resume=resume, keep=1, progress=False, dataset=data, accelerator="cpu")
+                history = run.history
+            except TrainingError as error:
+                # Divergence is a result.
+                problem, history = str(error), []
+            results.add(rows_of(cell, history, problem, cell.config.train_size or len(data.train)))
+            shutil.rmtree(partial, ignore_errors=True)
+    except Timeout:
+        return _ELSEWHERE
+    except Exception as error:
+        # One broken cell is recorded and must not end the others.
+        shutil.rmtree(partial, ignore_errors=True)
+        with FileLock(folder / ".failures.lock"), open(folder / "failures.log", "a", encoding="utf-8") as log:
+            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {cell}\n{traceback.format_exc()}\n")
+        return f"{type(error).__name__}: {error}"
+    return ""
