@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import shutil
 import statistics as stats
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -144,6 +145,7 @@ def compare(config: CompareConfig, out: Path, *, progress: bool = True) -> list[
         for name in config.methods
     ]
     Results(out / "results.csv").sort(config.methods)
+    shutil.rmtree(out / "partial", ignore_errors=True)  # no more than locks by now
     write_summary(out / "summary.md", config, scores, runs, size)
     plot(out / "curves.png", config, runs, chosen)
     return scores

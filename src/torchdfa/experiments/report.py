@@ -94,7 +94,7 @@ def show(scores: Sequence[Score]) -> None:
     from rich.table import Table
 
     head, *lines = table(scores)
-    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shown = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     for i, heading in enumerate(head):
         shown.add_column(heading, justify="right" if i else "left", no_wrap=True)
     for line in lines:
