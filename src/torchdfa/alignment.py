@@ -32,25 +32,35 @@ def alignment(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], x: Any, y
     Raises:
         ValueError: No parameter of the model requires a gradient.
     """
+    by_rule, true = both_gradients(model, loss_fn, x, y)
+    return {name: angle(by_rule[name], true[name]) for name in by_rule}
+
+
+Gradients = dict[str, Tensor | None]
+
+
+def both_gradients(
+    model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], x: Any, y: Any
+) -> tuple[Gradients, Gradients]:
+    """Return the gradient that ``model``'s rule gives and the true one, by parameter; see :func:`alignment`."""
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     if not parameters:
         raise ValueError("alignment: no parameter of the model requires a gradient.")
     buffers = [(b, b.detach().clone()) for b in model.buffers()]
     devices = sorted({p.device.index or 0 for p in parameters.values() if p.device.type == "cuda"})
 
-    def gradients() -> tuple[Tensor | None, ...]:
+    def gradients() -> Gradients:
         with torch.random.fork_rng(devices), torch.enable_grad():
             loss = loss_fn(model(x), y)
             found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)
-        return found
+        return dict(zip(parameters, found, strict=True))
 
     by_rule = gradients()
     with backprop(model) if is_converted(model) else nullcontext():
-        true = gradients()
-    return {name: angle(a, b) for name, a, b in zip(parameters, by_rule, true, strict=True)}
+        return by_rule, gradients()
 
 
 def angle(a: Tensor | None, b: Tensor | None) -> float:

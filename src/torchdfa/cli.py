@@ -1,4 +1,4 @@
-"""The command line, ``torchdfa train`` and ``torchdfa compare``; options and configuration files are data classes."""
+"""The command line: ``torchdfa train``, ``compare``, ``reproduce``; options and configurations are data classes."""
 
 from __future__ import annotations
 
@@ -8,24 +8,28 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torchdfa
 
 if TYPE_CHECKING:
-    from torchdfa.experiments import CompareConfig
+    from torchdfa.experiments import CompareConfig, ReproduceConfig
     from torchdfa.training import TrainConfig
 
 _TRAIN = "Train one network by one rule."
 _COMPARE = (
     "Train the same network by several methods, each at the best of a few learning rates, and write a table, curves "
-    "and a "
-    "CSV. Without options: handwritten digits, five methods, three seeds, in about a minute."
+    "and a CSV. Without options: handwritten digits, five methods, three seeds, in about a minute."
 )
 _PRINT = "Print the configuration, as --config reads it, and exit."
+_REPRODUCE = (
+    "Run an experiment of the papers, every method tuned alike, and write its page. Runs that are finished are not run "
+    "again, one that was interrupted goes on, several processes may share the work."
+)
 _EPILOG = """examples:
   torchdfa compare
   torchdfa compare --data cifar10 --train-size 5000
+  torchdfa reproduce table1 --scale small
   torchdfa train --rule CBDFA --rule.init product --lr 0.02
   torchdfa train --data cifar10 --model VGG16 --model.width 0.25 --rule CDFA --out runs/cdfa
   torchdfa train --resume runs/cdfa
@@ -49,7 +53,7 @@ def _run(arguments: list[str]) -> int:
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     from torchdfa.data import DataError
-    from torchdfa.experiments import CellError, CompareConfig
+    from torchdfa.experiments import CellError, CompareConfig, ReproduceConfig
     from torchdfa.models import Network
     from torchdfa.rules import Rule
     from torchdfa.training import CheckpointError, Interrupted, TrainConfig, TrainingError, to_dict
@@ -89,14 +93,31 @@ def _run(arguments: list[str]) -> int:
     compare.add_argument("--print_config", action="store_true", help=_PRINT)
     commands.add_subcommand("compare", compare, help=_COMPARE)
 
+    reproduce = ArgumentParser(description=_REPRODUCE, print_config=None)
+    reproduce.add_argument("experiment", type=Literal["table1"], help="What to reproduce: Han & Yoo's Table 1.")
+    reproduce.add_argument("--config", action="config", help="Read options from a YAML or JSON file.")
+    reproduce.add_class_arguments(ReproduceConfig)
+    reproduce.add_argument(
+        "--out",
+        type=str | None,
+        help="Folder of the results; runs finished in it are not run again. By default runs/EXPERIMENT-DATA-SCALE.",
+    )
+    reproduce.add_argument("--report", action="store_true", help="Run nothing; make the page from what is there.")
+    reproduce.add_argument("--print_config", action="store_true", help=_PRINT)
+    commands.add_subcommand("reproduce", reproduce, help=_REPRODUCE)
+
     if len(arguments) > 1 and arguments[0] == "train":
         arguments = ["train", *_with_stored_config(arguments[1:])]
     # What is not given is left to the data classes: with defaults, a network that is given by name would take over
     # the default network's settings of the same names.
     parsed = parser.parse_args(arguments, defaults=False)
     command = parsed.command
-    kind, run = {"train": (TrainConfig, _train), "compare": (CompareConfig, _compare)}[command]
-    defaults = {"train": train, "compare": compare}[command].get_defaults().as_dict()
+    kind, run, its_parser = {
+        "train": (TrainConfig, _train, train),
+        "compare": (CompareConfig, _compare, compare),
+        "reproduce": (ReproduceConfig, _reproduce, reproduce),
+    }[command]
+    defaults = its_parser.get_defaults().as_dict()
     try:
         options = {**defaults, **parser.instantiate(parsed)[command].as_dict()}
         given = {f.name: options.pop(f.name) for f in dataclasses.fields(kind) if f.name in parsed[command]}
@@ -152,6 +173,20 @@ def _compare(config: CompareConfig, options: dict[str, Any]) -> int:
         raise
     show(scores)
     print(f"written to {out}: summary.md, curves.png, results.csv")
+    return 0
+
+
+def _reproduce(config: ReproduceConfig, options: dict[str, Any]) -> int:
+    from torchdfa.experiments import run_table1, write_page
+
+    out = Path(options.pop("out") or f"runs/{options['experiment']}-{config.data}-{config.scale}")
+    if not options["report"]:
+        try:
+            run_table1(config, out)
+        except KeyboardInterrupt:
+            print(f"\ntorchdfa: stopped. Run the same command to go on; what is done is in {out}.", file=sys.stderr)
+            raise
+    print(f"written to {out}: {write_page(out).name}, table1.png, table1.svg, results.csv")
     return 0
 
 

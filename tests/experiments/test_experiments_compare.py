@@ -2,6 +2,7 @@ import csv
 import dataclasses
 import importlib
 import math
+from concurrent.futures import Future
 from dataclasses import replace
 
 import matplotlib.image
@@ -9,10 +10,10 @@ import pytest
 import torch
 
 from torchdfa.data import Dataset, ImageSet
-from torchdfa.experiments import METHODS, CompareConfig, Score, compare
-from torchdfa.experiments import cells as cells_module
-from torchdfa.experiments.cells import Cell, Outcome
+from torchdfa.experiments import METHODS, CellError, CompareConfig, Score, compare
+from torchdfa.experiments import runner as runner_module
 from torchdfa.experiments.report import show, table, watch
+from torchdfa.experiments.results import Cell, Results, Row, rows_of
 from torchdfa.models import MLP, VGG16, SmallConv
 from torchdfa.training import EpochResult, TrainConfig
 
@@ -27,9 +28,14 @@ SMALL = CompareConfig(
 )
 
 
-def rows(*top1, **values):
+CELL = Cell("compare", "BP", "final", TrainConfig())
+
+
+def rows(*top1, cell=CELL, problem="", **values):
+    """Make the rows of a run with these test accuracies."""
     plain = {f.name: math.nan for f in dataclasses.fields(EpochResult)} | {"step_seconds": 0.1, "lr": 0.1}
-    return tuple(EpochResult(**(plain | {"epoch": i, "test_top1": v} | values)) for i, v in enumerate(top1, 1))
+    history = [EpochResult(**(plain | {"epoch": i, "test_top1": v} | values)) for i, v in enumerate(top1, 1)]
+    return rows_of(cell, history, problem, 200)
 
 
 @pytest.fixture(autouse=True)
@@ -42,36 +48,46 @@ def here(monkeypatch):
     """Run cells in this process, and note those that were not finished already."""
     ran = []
 
-    def run_cells(cells, folder, jobs):
-        folder.mkdir(parents=True, exist_ok=True)
-        for cell in cells:
-            kept = cells_module._read(folder, cell)
-            if kept is None:
-                ran.append(cell)
-            yield kept or cells_module._run(cell, folder)
+    class Here:
+        def __init__(self, jobs):
+            self.jobs = 1
 
-    monkeypatch.setattr(module, "run_cells", run_cells)
+        def submit(self, cell, folder):
+            ran.append(cell)
+            future = Future()
+            future.set_result(runner_module._run(cell, folder))
+            return future
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+    monkeypatch.setattr(module, "Workers", Here)
     return ran
 
 
 @pytest.fixture
 def pretend(monkeypatch):
-    """Make up outcomes: a function of phase, method, rate and seed gives the accuracy, or None to diverge."""
+    """Make up results: a function of phase, method, rate and seed gives the accuracy, or None to diverge."""
     ran = []
 
-    def arrange(accuracy, backwards=False):
-        def run_cells(cells, folder, jobs):
-            (folder.parent).mkdir(parents=True, exist_ok=True)
+    def arrange(accuracy, backwards=False, epochs_before=0):
+        def run_cells(cells, folder, workers):
             for cell in reversed(cells) if backwards else cells:
                 ran.append(cell)
                 value = accuracy(cell.phase, cell.method, cell.config.lr, cell.config.seed)
                 if value is None:
-                    yield Outcome(cell, (), "the loss is nan: training has diverged")
+                    problem = "the loss is nan: training has diverged"
+                    run = rows(*[99.0] * epochs_before, cell=cell, problem=problem, train_top1=99.0)
                 elif cell.phase == "search":
                     # What the test images say must not matter.
-                    yield Outcome(cell, rows(0.0, -value, val_top1=value))
+                    run = rows(0.0, -value, cell=cell, val_top1=value)
                 else:
-                    yield Outcome(cell, rows(value / 2, value, train_top1=value + 1))
+                    run = rows(value / 2, value, cell=cell, train_top1=value + 1)
+                Results(folder / "results.csv").add(run)
+                yield cell, run
 
         monkeypatch.setattr(module, "run_cells", run_cells)
         return ran
@@ -94,13 +110,20 @@ def test_end_to_end(here, tmp_path):
 
     with open(tmp_path / "results.csv") as file:
         found = list(csv.DictReader(file))
-    assert list(found[0]) == [f.name for f in dataclasses.fields(module.Row)]
+    assert list(found[0]) == [f.name for f in dataclasses.fields(Row)]
     assert len(found) == 2 * len(here)
-    assert {(r["data"], r["train_size"], r["method"], r["phase"]) for r in found} == {
+    assert {(r["dataset"], r["train_size"], r["method"], r["phase"]) for r in found} == {
         ("digits", "200", m, p) for m in SMALL.methods for p in ("search", "final")
     }
     last = [r for r in found if r["method"] == "BP" and r["phase"] == "final"][-1]
     assert float(last["test_top1"]) == pytest.approx(bp.top1[0]) and float(last["lr"]) == bp.lr and last["epoch"] == "2"
+    assert [(r["method"], r["phase"], r["epoch"]) for r in found] == [
+        (m, p, e) for m in SMALL.methods for p in ("search",) * (len(found) // 4 - 1) + ("final",) for e in "12"
+    ]
+    assert {(r["experiment"], r["options"]) for r in found} == {("compare", "channels=(4,); head=(16, 16)")}
+    assert {(r["method"], r["init"], r["feedback_scale"]) for r in found} == {
+        ("BP", "", ""), ("CBDFA (9)", "product", "matched")
+    }  # fmt: skip
 
     summary = (tmp_path / "summary.md").read_text()
     assert "| BP |" in summary and "| CBDFA (9) |" in summary and "SmallConv(channels=[4], head=[16, 16]" in summary
@@ -163,11 +186,13 @@ def test_a_single_rate_is_not_widened(pretend, tmp_path):
     assert len(ran) == 2 and score.lr == 0.01 and score.at_edge
 
 
-def test_divergence_shows(pretend, tmp_path, capsys):
+@pytest.mark.parametrize("epochs_before", [0, 1])
+def test_divergence_shows(pretend, tmp_path, capsys, epochs_before):
     pretend(
         lambda phase, name, lr, seed: (
             None if name == "DFA" or lr > 0.05 or (name, phase, seed) == ("FA", "final", 1) else 80.0
-        )
+        ),
+        epochs_before=epochs_before,
     )
     config = replace(SMALL, methods=("BP", "FA", "DFA"), lrs=(0.01, 0.03, 0.1), seeds=2)
     bp, fa, dfa = scores = compare(config, tmp_path, progress=False)
@@ -187,7 +212,32 @@ def test_nothing_but_divergence_is_plotted_too(pretend, tmp_path):
     pretend(lambda *_: None)
     (score,) = compare(replace(SMALL, methods=("BP",)), tmp_path, progress=False)
     assert math.isnan(score.top1[0]) and (tmp_path / "curves.png").stat().st_size > 1000
-    assert len((tmp_path / "results.csv").read_text().splitlines()) == 1
+    with open(tmp_path / "results.csv") as file:
+        found = list(csv.DictReader(file))
+    # Two rates, two beyond them, one seed.
+    assert len(found) == 5 and {r["epoch"] for r in found} == {"0"} and all("diverged" in r["problem"] for r in found)
+
+
+def test_a_crash_is_no_divergence(here, tmp_path, monkeypatch):
+    fit = runner_module.fit
+
+    def crash(config, *arguments, **options):
+        if config.lr == 0.05 and not isinstance(config.rule, type(METHODS["BP"])):
+            raise RuntimeError("out of memory")
+        return fit(config, *arguments, **options)
+
+    monkeypatch.setattr(runner_module, "fit", crash)
+    config = replace(SMALL, epochs=1)
+    with pytest.raises(CellError, match=r"1 runs crashed \(CBDFA \(9\), rate 0\.05: RuntimeError: out of memory\)"):
+        compare(config, tmp_path, progress=False)
+    # No method is given a final run or a table while a rate of another is not known.
+    assert {c.phase for c in here} == {"search"} and not (tmp_path / "summary.md").exists()
+    assert all(run[-1].problem == "" for run in Results(tmp_path / "results.csv").read().values())
+    before = len(here)
+    monkeypatch.setattr(runner_module, "fit", fit)
+    scores = compare(config, tmp_path, progress=False)
+    assert not any(math.isnan(v) for s in scores for v in s.top1)
+    assert here[before].config.lr == 0.05 and here[before].method == "CBDFA (9)"
 
 
 def test_seeds_keep_their_order_whichever_ends_first(pretend, tmp_path):
@@ -210,13 +260,12 @@ def test_a_tiny_share_still_holds_out_an_image(pretend, tmp_path):
     [((10.0, 94.9, 95.0, 100.0), 3), ((100.0,), 1), ((96.0, 10.0, 100.0), 1), ((50.0, 60.0), 2), ((0.0, 0.0), 1)],
 )
 def test_epochs_to_95_percent_of_the_last(top1, expected):
-    assert module._epochs_to(Outcome(Cell("BP", "final", TrainConfig()), rows(*top1)), 0.95) == expected
+    assert module._epochs_to(rows(*top1), 0.95) == expected
 
 
 def test_no_epochs_of_what_diverged():
-    cell = Cell("BP", "final", TrainConfig())
-    assert math.isnan(module._epochs_to(Outcome(cell, rows(50.0), "diverged"), 0.95))
-    assert math.isnan(module._epochs_to(Outcome(cell, ()), 0.95))
+    assert math.isnan(module._epochs_to(rows(50.0, problem="diverged"), 0.95))
+    assert math.isnan(module._epochs_to(rows(problem="diverged"), 0.95))
 
 
 @pytest.mark.parametrize(
@@ -270,6 +319,6 @@ def test_what_can_not_run_is_refused_before_anything_runs(here, tmp_path):
 def test_watch_counts(shown, capsys):
     with watch(shown, 1) as watcher:
         watcher.expect(1)
-        watcher.count(Outcome(Cell("BP", "final", TrainConfig()), ()))
+        watcher.count(CELL)
         watcher.say("timing")
     assert capsys.readouterr().out == ""

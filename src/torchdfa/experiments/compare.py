@@ -19,6 +19,7 @@ from torchdfa.data import Batches, Dataset, load, statistics
 from torchdfa.experiments.methods import METHODS, method
 from torchdfa.experiments.results import Cell, Results, Row, score
 from torchdfa.experiments.runner import Workers, run_cells
+from torchdfa.experiments.search import best, beyond, tried
 from torchdfa.experiments.timing import interleaved, training_step
 from torchdfa.models import VGG16, Network, SmallConv
 from torchdfa.summary import summary
@@ -132,10 +133,10 @@ def compare(config: CompareConfig, out: Path, *, progress: bool = True) -> list[
 
         run(_search(config, name, lr, size) for name in config.methods for lr in config.lrs)
         for _ in range(_WIDENINGS):
-            beyond = [(name, lr) for name in config.methods if (lr := _beyond(tried(runs, name))) is not None]
-            watcher.expect(len(beyond))
-            run(_search(config, name, lr, size) for name, lr in beyond)
-        chosen = {name: _best(tried(runs, name)) for name in config.methods}
+            wider = [(name, lr) for name in config.methods if (lr := beyond(tried(runs, name))) is not None]
+            watcher.expect(len(wider))
+            run(_search(config, name, lr, size) for name, lr in wider)
+        chosen = {name: best(tried(runs, name)) for name in config.methods}
         seeds = range(config.seeds)
         run(_final(config, name, chosen[name], seed) for seed in seeds for name in config.methods)
         watcher.say("timing a training step of each method")
@@ -185,24 +186,6 @@ def _final(config: CompareConfig, name: str, lr: float, seed: int) -> Cell:
     return Cell("compare", name, "final", _train_config(config, name, lr, seed, 0))
 
 
-def tried(runs: Iterable[Sequence[Row]], name: str) -> dict[float, float]:
-    """Return a method's score in the search at each learning rate, lowest rate first."""
-    return dict(sorted((run[0].lr, score(run)) for run in runs if (run[0].method, run[0].phase) == (name, "search")))
-
-
-def _best(scores: dict[float, float]) -> float:
-    return max(scores, key=lambda lr: scores[lr])
-
-
-def _beyond(scores: dict[float, float]) -> float | None:
-    """Return the next learning rate to try, if the best lies at an edge: the grid's own ratio further."""
-    lrs, best = list(scores), _best(scores)
-    if len(lrs) < 2 or best not in (lrs[0], lrs[-1]):
-        return None
-    beyond = lrs[0] ** 2 / lrs[1] if best == lrs[0] else lrs[-1] ** 2 / lrs[-2]
-    return float(f"{beyond:.2g}")
-
-
 def _score(runs: Iterable[Sequence[Row]], name: str, lr: float, step: float, memory: tuple[int, int]) -> Score:
     finals = sorted((r for r in runs if (r[0].method, r[0].phase) == (name, "final")), key=lambda r: r[0].seed)
     lrs = list(tried(runs, name))
@@ -211,7 +194,7 @@ def _score(runs: Iterable[Sequence[Row]], name: str, lr: float, step: float, mem
         lr=lr,
         at_edge=lr in (lrs[0], lrs[-1]),
         top1=tuple(math.nan if run[-1].problem else score(run) for run in finals),
-        train_top1=tuple(run[-1].train_top1 for run in finals),
+        train_top1=tuple(math.nan if run[-1].problem else run[-1].train_top1 for run in finals),
         epochs=stats.fmean(_epochs_to(run, 0.95) for run in finals),
         step=step,
         feedback_bytes=memory[0],

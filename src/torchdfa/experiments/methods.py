@@ -10,6 +10,7 @@ METHODS: dict[str, Rule | dict[str, Rule]] = {
     "BP": BP(),
     "Conv-only": {"classifier.*": Frozen()},
     "FA": FA(),
+    "FA in the head": {"features.*": BP(), "classifier.*": FA()},
     "DFA": DFA(),
     "BDFA": BDFA(),
     "CDFA random": CDFA(),
@@ -22,7 +23,7 @@ METHODS: dict[str, Rule | dict[str, Rule]] = {
     "CBDFA (9) chain": CBDFA(init="product", trunk="chain"),
 }
 _PALETTE = (
-    *("#000000", "#8c8c8c", "#e69f00", "#56b4e9", "#0072b2", "#f0a0c0", "#cc79a7"),
+    *("#000000", "#8c8c8c", "#e69f00", "#f0e442", "#56b4e9", "#0072b2", "#f0a0c0", "#cc79a7"),
     *("#009e73", "#66c2a5", "#d55e00", "#7a3b00", "#b8860b", "#9467bd"),
 )
 COLORS = dict(zip(METHODS, _PALETTE, strict=True))

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 import torchdfa
-from torchdfa.experiments.compare import CompareConfig, Score, tried
+from torchdfa.experiments.compare import CompareConfig, Score
 from torchdfa.experiments.methods import COLORS
 from torchdfa.experiments.results import Cell, Row
+from torchdfa.experiments.search import tried
 from torchdfa.training import to_dict
 from torchdfa.training.checkpoint import write_atomically
 
@@ -133,7 +134,7 @@ def write_summary(
     arguments = ", ".join(f"{k}={v}" for k, v in model["init_args"].items())
     text = [f"# {config.data}: {', '.join(config.methods)}", ""]
     text += ["![Test accuracy against epochs, and the search of learning rates](curves.png)", ""]
-    text += _markdown([h.replace("\n", " ") for h in head], lines)
+    text += markdown([h.replace("\n", " ") for h in head], lines)
     text += ["", _EDGE.replace("*", "\\*") + "."] if any(score.at_edge for score in scores) else []
     text += [
         "",
@@ -152,7 +153,7 @@ def write_summary(
         (name, *(("diverged" if grid[lr] == -math.inf else f"{grid[lr]:.2f}") if lr in grid else "" for lr in lrs))
         for name, grid in grids.items()
     ]
-    text += _markdown(("method", *(f"{lr:g}" for lr in lrs)), cells)
+    text += markdown(("method", *(f"{lr:g}" for lr in lrs)), cells)
     text += ["", "## Settings", f"- network: {model['class_path'].rpartition('.')[2]}({arguments})"]
     text += [f"- training images: {size:,}, {'flips and crops' if config.augment else 'no augmentation'}"]
     text += [f"- {config.epochs} epochs, batch {config.batch_size}, SGD with momentum 0.9, one-cycle learning rate"]
@@ -163,7 +164,8 @@ def write_summary(
     write_atomically(path, lambda file: file.write("\n".join(text).encode()))
 
 
-def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    """Return a table in Markdown, first column to the left, the others to the right."""
     rule = ["---", *["---:"] * (len(head) - 1)]
     return ["| " + " | ".join(line) + " |" for line in (head, rule, *lines)]
 

@@ -71,6 +71,8 @@ class Row:
         test_top1: On the test images.
         test_top5: Likewise.
         step_seconds: Median of the epoch's steps.
+        trunk_angle: Between the trunk's gradient and the true one, in degrees.
+        trunk_ratio: Length of the trunk's gradient over that of the true one.
         problem: Why the run ended before its last epoch; empty if it did not.
         key: The run's name, a hash of its settings.
     """
@@ -96,6 +98,8 @@ class Row:
     test_top1: float
     test_top5: float
     step_seconds: float
+    trunk_angle: float
+    trunk_ratio: float
     problem: str
     key: str
 
@@ -121,17 +125,19 @@ class Results:
         """
         if not self.path.exists():
             return {}
-        with open(self.path, newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            if tuple(reader.fieldnames or ()) != _FIELDS:
-                raise ValueError(
-                    f"{self.path} has the columns {reader.fieldnames}, expected {list(_FIELDS)}. Move it away."
-                )
-            runs: dict[str, list[Row]] = {}
-            for line in reader:
-                row = _parse(line)
-                if row is not None:
-                    runs.setdefault(row.key, []).append(row)
+        text = self.path.read_bytes()
+        # A last line without an end was cut off, perhaps in the middle of its key.
+        text = text[: text.rfind(b"\n") + 1].decode()
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        if tuple(reader.fieldnames or ()) != _FIELDS:
+            raise ValueError(
+                f"{self.path} has the columns {reader.fieldnames}, expected {list(_FIELDS)}. Move it away."
+            )
+        runs: dict[str, list[Row]] = {}
+        for line in reader:
+            row = _parse(line)
+            if row is not None:
+                runs.setdefault(row.key, []).append(row)
         return {key: rows for key, rows in runs.items() if rows[-1].problem or len(rows) == rows[-1].epochs}
 
     def add(self, rows: Sequence[Row]) -> None:
@@ -188,6 +194,8 @@ def rows_of(cell: Cell, history: Sequence[EpochResult], problem: str, train_size
             test_top1=result.test_top1,
             test_top5=result.test_top5,
             step_seconds=result.step_seconds,
+            trunk_angle=result.trunk_angle,
+            trunk_ratio=result.trunk_ratio,
             problem=problem,
             key=cell.key,
         )
@@ -221,6 +229,8 @@ def _options(config: TrainConfig) -> str:
 
 def _parse(line: Mapping[str, Any]) -> Row | None:
     """Return a row, or None for one that was cut off."""
+    if not line["key"]:
+        return None
     try:
         return Row(**{name: kind(line[name] or _EMPTY[kind]) for name, kind in _KINDS.items()})
     except (TypeError, ValueError, KeyError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import shutil
@@ -18,7 +19,8 @@ from filelock import FileLock, Timeout
 
 from torchdfa.data import Dataset, load
 from torchdfa.experiments.results import Cell, Results, Row, rows_of
-from torchdfa.training import TrainingError, fit
+from torchdfa.training import EpochResult, Interrupted, TrainingError, fit, to_dict
+from torchdfa.training.checkpoint import load_checkpoint
 
 _POLL_SECONDS = 1.0
 _DEATHS = 2
@@ -43,10 +45,18 @@ class Workers:
 
     def submit(self, cell: Cell, folder: Path) -> Future[str]:
         """Have a worker run a cell; the result says what went wrong, if anything did."""
+        try:
+            return self._started().submit(_work, cell, folder)
+        except BrokenProcessPool:
+            # A worker died (killed, out of memory), which ended the others too: all are replaced.
+            self.stop()
+            return self._started().submit(_work, cell, folder)
+
+    def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:
             # Workers are started afresh: a forked copy of a process with torch's threads may hang.
             self._pool = ProcessPoolExecutor(self.jobs, multiprocessing.get_context("spawn"), _start_worker)
-        return self._pool.submit(_run, cell, folder)
+        return self._pool
 
     def stop(self) -> None:
         """End the workers, once they are done with what they have begun; new ones start when needed."""
@@ -87,12 +97,17 @@ def run_cells(
     while True:
         finished = results.read()
         for key in [k for k in waiting if k in finished]:
+            failed.pop(key, None)  # another process has managed it
             yield waiting.pop(key), finished[key]
         idle = [k for k in waiting if k not in failed and k not in running.values()]
         if not idle and not running:
             break
+        # A worker's death ends all that were running, and does not tell whose fault it was: a cell's last attempt is
+        # made when no other is running.
+        many = [k for k in idle if deaths.get(k, 0) < _DEATHS]
+        alone = idle[:1] if not many and not running else []
         # No more than there are workers: then a cell that is left to another process is asked for again last.
-        for key in idle[: workers.jobs - len(running)]:
+        for key in many[: workers.jobs - len(running)] or alone:
             running[workers.submit(waiting[key], folder)] = key
         done, _ = wait(running, return_when=FIRST_COMPLETED)
         for future in done:
@@ -100,8 +115,6 @@ def run_cells(
             try:
                 problem = future.result()
             except BrokenProcessPool:
-                # A worker died (killed, out of memory) and took the pool with it; which cell it had is not known.
-                workers.stop()
                 deaths[key] = deaths.get(key, 0) + 1
                 problem = f"its process died {deaths[key]} times" if deaths[key] > _DEATHS else ""
             if problem == _ELSEWHERE:
@@ -118,6 +131,8 @@ def _start_worker() -> None:
     import torch
 
     torch.set_num_threads(1)
+    # A line a run on the precision in use would drown the progress bar.
+    logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -135,6 +150,15 @@ def dataset(name: str, root: str | None) -> Dataset:
     return load(name, root)
 
 
+def _work(cell: Cell, folder: Path) -> str:
+    """Run one cell, as a worker."""
+    try:
+        return _run(cell, folder)
+    except Interrupted:
+        # A signal ends this worker; its checkpoint is written. Passed on, this would stop the parent as Ctrl-C does.
+        os._exit(1)
+
+
 def _run(cell: Cell, folder: Path) -> str:
     """Run one cell and keep its rows; return what went wrong, if anything did."""
     results = Results(folder / "results.csv")
@@ -144,23 +168,29 @@ def _run(cell: Cell, folder: Path) -> str:
         with FileLock(f"{partial}.lock", timeout=0):
             if cell.key in results.read():
                 return ""
-            data = dataset(cell.config.data, cell.config.data_root)
             problem = ""
             try:
-                resume = (partial / "config.json").exists()
-                run = fit(cell.config, partial, resume=resume, keep=1, progress=False, dataset=data, accelerator="cpu")
-                history = run.history
-            except TrainingError as error:
-                # Divergence is a result.
-                problem, history = str(error), []
-            results.add(rows_of(cell, history, problem, cell.config.train_size or len(data.train)))
+                results.add(_rows(cell, partial))
+            except Exception as error:
+                # One broken cell is recorded and must not end the others.
+                problem = f"{type(error).__name__}: {error}"
+                with FileLock(folder / ".failures.lock"), open(folder / "failures.log", "a", encoding="utf-8") as log:
+                    log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {cell}\n{traceback.format_exc()}\n")
             shutil.rmtree(partial, ignore_errors=True)
+            return problem
     except Timeout:
         return _ELSEWHERE
-    except Exception as error:
-        # One broken cell is recorded and must not end the others.
-        shutil.rmtree(partial, ignore_errors=True)
-        with FileLock(folder / ".failures.lock"), open(folder / "failures.log", "a", encoding="utf-8") as log:
-            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {cell}\n{traceback.format_exc()}\n")
-        return f"{type(error).__name__}: {error}"
-    return ""
+
+
+def _rows(cell: Cell, partial: Path) -> list[Row]:
+    """Train as a cell says, from where it was left if it was, and return its rows."""
+    config, problem = cell.config, ""
+    data = dataset(config.data, config.data_root)
+    resume = (partial / "config.json").exists()
+    try:
+        history = fit(config, partial, resume=resume, keep=1, progress=False, dataset=data, accelerator="cpu").history
+    except TrainingError as error:
+        # Divergence is a result, with the epochs before it.
+        state = load_checkpoint(partial, to_dict(config))
+        problem, history = str(error), [EpochResult(**epoch) for epoch in state["history"]] if state else []
+    return rows_of(cell, history, problem, config.train_size or len(data.train))

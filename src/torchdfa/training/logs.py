@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ class EpochResult:
         test_top5: Likewise; NaN for fewer than six classes.
         images_per_second: In training, evaluation left out.
         step_seconds: Median wall time of a training step.
+        trunk_angle: Angle between the trunk's gradient and the true one, in degrees, where angles are logged.
+        trunk_ratio: Length of the trunk's gradient over that of the true one, likewise.
     """
 
     epoch: int
@@ -44,6 +47,8 @@ class EpochResult:
     test_top5: float
     images_per_second: float
     step_seconds: float
+    trunk_angle: float = math.nan
+    trunk_ratio: float = math.nan
 
 
 def write_csv(path: Path, rows: Sequence[Any], fields: Sequence[str]) -> None:

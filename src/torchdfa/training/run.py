@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import torchdfa
-from torchdfa.alignment import alignment
+from torchdfa.alignment import Gradients, angle, both_gradients
 from torchdfa.data import Batches, Dataset, ImageSet, split, statistics, subset
 from torchdfa.training.config import TrainConfig
 from torchdfa.training.layout import lay_out
@@ -173,6 +173,11 @@ class Run:
             if name == "val" or "val" not in self.scored or last:
                 scores[name] = evaluate(self.model, batches, self.classes)
         loss, correct, seen = _sums([place.loss, place.correct, place.seen], self.fabric.device)
+        trunk_angle = trunk_ratio = math.nan
+        if config.alignment and (place.epoch + 1) % config.alignment == 0:
+            by_rule, true = both_gradients(self.network, F.cross_entropy, *next(self.batches.epoch(0)))
+            self.angles += [Angle(place.epoch + 1, name, angle(by_rule[name], true[name])) for name in by_rule]
+            trunk_angle, trunk_ratio = _trunk(by_rule, true)
         place.step -= 1  # the learning rate to report is that of the last step
         result = EpochResult(
             epoch=place.epoch + 1,
@@ -186,11 +191,10 @@ class Run:
             test_top5=scores["test"][2],
             images_per_second=seen / sum(place.seconds),
             step_seconds=stats.median(place.seconds),
+            trunk_angle=trunk_angle,
+            trunk_ratio=trunk_ratio,
         )
         self.history.append(result)
-        if config.alignment and result.epoch % config.alignment == 0:
-            degrees = alignment(self.network, F.cross_entropy, *next(self.batches.epoch(0)))
-            self.angles += [Angle(result.epoch, name, value) for name, value in degrees.items()]
         self.place = Place(epoch=result.epoch)
         return result
 
@@ -217,6 +221,15 @@ def evaluate(model: nn.Module, batches: Batches, classes: int) -> tuple[float, f
     loss, seen = _sums([loss, seen], device)
     best = 100 * top1.compute().item()
     return loss / seen, best, 100 * top5.compute().item() if top5 is not None else math.nan
+
+
+def _trunk(by_rule: Gradients, true: Gradients) -> tuple[float, float]:
+    """Return the angle between the trunk's two gradients, in degrees, and the ratio of their lengths; else NaN."""
+    names = [n for n in by_rule if n.startswith("features.") and by_rule[n] is not None and true[n] is not None]
+    if not names:
+        return math.nan, math.nan
+    ours, theirs = (torch.cat([g[n].flatten() for n in names]) for g in (by_rule, true))  # type: ignore[union-attr]
+    return angle(ours, theirs), (ours.norm() / theirs.norm()).item()
 
 
 def _sums(values: Sequence[float], device: torch.device) -> list[float]:
