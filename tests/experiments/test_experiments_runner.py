@@ -370,6 +370,7 @@ def test_two_processes_on_one_folder_and_none_after_a_kill(workers, start, tmp_p
     more = {"name": "more", "epochs": 400, "batch_size": 5}
     other = start([settings, [more]])
     cells, built = zip(*(logged(tmp_path, **s) for s in settings), strict=True)
+    list(run_cells([cell()], tmp_path / "warm", workers))
     wait_until(lambda: built[0]() or other.poll() is not None)
     done = dict(run_cells(cells, tmp_path, workers))
     assert other.stdout.readline() == "8\n"
@@ -389,7 +390,7 @@ def test_two_processes_on_one_folder_and_none_after_a_kill(workers, start, tmp_p
 
 def test_a_killed_worker_is_replaced(workers, tmp_path, monkeypatch):
     """Two workers are in the middle of a cell; one is killed, the other is then ended by the pool with a signal."""
-    cells, built = zip(*(logged(tmp_path, f"{i}", seed=i, epochs=60) for i in range(2)), strict=True)
+    cells, built = zip(*(logged(tmp_path, f"{i}", seed=i, epochs=100, batch_size=10) for i in range(2)), strict=True)
     whole = {c: fit(c.config, progress=False, accelerator="cpu").history for c in cells}
     wait, killed = module.wait, []
 

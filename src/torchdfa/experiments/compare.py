@@ -146,7 +146,8 @@ def compare(config: CompareConfig, out: Path, *, progress: bool = True) -> list[
         for name in config.methods
     ]
     Results(out / "results.csv").sort(config.methods)
-    shutil.rmtree(out / "partial", ignore_errors=True)  # no more than locks by now
+    if not any(path.is_dir() for path in (out / "partial").glob("*")):
+        shutil.rmtree(out / "partial", ignore_errors=True)  # no run is under way here: these are old locks
     write_summary(out / "summary.md", config, scores, runs, size)
     plot(out / "curves.png", config, runs, chosen)
     return scores

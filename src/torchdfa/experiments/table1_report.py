@@ -124,8 +124,8 @@ def _line(s: Standing, bp: Standing | None, paper: dict[str, tuple[float, float]
     return (
         s.name,
         spread(s.top1),
-        spread([row.test_top5 for row in good]),
-        spread([row.train_top1 for row in good]),
+        spread([row.test_top5 for row in good if not math.isnan(row.test_top5)]),
+        spread([row.train_top1 for row in good if not math.isnan(row.train_top1)]),
         difference,
         p,
         _epochs_to(s, bp),
