@@ -174,6 +174,7 @@ def plot(path: Path, config: CompareConfig, runs: Sequence[Sequence[Row]], chose
     """Draw test accuracy against epochs, mean and range over seeds, beside the search of learning rates."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(10, 4), layout="constrained", dpi=150)
     FigureCanvasAgg(figure)
@@ -193,6 +194,7 @@ def plot(path: Path, config: CompareConfig, runs: Sequence[Sequence[Row]], chose
         if chosen[name] in grid:
             right.plot(chosen[name], grid[chosen[name]], "o", color=color, ms=9, mfc="none")
     left.set(xlabel="epoch", ylabel="test top-1 (%)", title=f"{config.data}: mean and range of {config.seeds} seeds")
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.set_xlim(1, max(2, config.epochs))
     if left.lines:
         left.legend(frameon=False, fontsize=8, loc="lower right")
