@@ -84,14 +84,12 @@ class _Cut(_Hook):
             # the model. The scope's node was made without this cut, whose input would get no error at all.
             raise RuntimeError(
                 f"{self.name!r} is cut, and lies in a part that is checkpointed with use_reentrant=True, where its "
-                "error "
-                "can't be delivered. Use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
+                "error can't be delivered. Use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
             )
         elif torch._C._current_graph_task_id() == -1:
             raise RuntimeError(
                 f"{self.name!r} is cut, and is called outside the forward of the model that was converted, or after "
-                "its "
-                "output: the error sent there can't reach it. Call the converted model itself, or go inside "
+                "its output: the error sent there can't reach it. Call the converted model itself, or go inside "
                 "torchdfa.backprop(model)."
             )
         # Within a backward pass non-re-entrant checkpointing computes activations again, for the first forward's node.
@@ -170,7 +168,7 @@ def convert(
             matches a layer decides. Layers that none matches keep BP.
         output: What the error is taken of, where the model returns no tensor: a key, attribute or position of what
             it returns, or the name of the module that computes it. By default it is what the model returns; where
-            that comes out of a sigmoid or softmax on a Linear layer, that layer's output (the papers' p - y).
+            that comes out of an activation (softmax …) on a Linear layer, that layer's output (the papers' p - y).
         example: An input like those of training: a tensor, a tuple of arguments or a dict of keyword arguments, of any
             batch size. Needed where convolutions get direct feedback, since that covers every element of their input
             map, and where the model can't be traced.
@@ -197,8 +195,7 @@ def _convert(model: Model, rule: Rule | Mapping[str, Rule], output: str | int | 
     if not plans:
         raise ValueError(
             f"{_shown(rule)} cuts nothing in {type(model).__name__}: none of its layers lies above another one with "
-            "parameters, "
-            "on the way to the scope's output. The forward calls "
+            "parameters, on the way to the scope's output. The forward calls "
             f"{', '.join(map(repr, structure.order)) or 'no layer'}."
         )
     return _install(model, rules, plans, output, structure.end)
@@ -319,8 +316,7 @@ def _plan(model: nn.Module, rules: Mapping[str, Rule], structure: Structure) -> 
         )
         raise ValueError(
             f"{unseen[0]!r} is never called as a layer in the forward (its weights may be used by the module around "
-            "it, as in "
-            f"nn.MultiheadAttention), so it can't be cut. Give it the rule BP: "
+            "it, as in nn.MultiheadAttention), so it can't be cut. Give it the rule BP: "
             f"{{{unseen[0]!r}: torchdfa.BP(), ...}}.{hint}"
         )
     plans: list[tuple[str, Feedback, bool]] = []
@@ -364,8 +360,7 @@ def _site(model: nn.Module, name: str, layer: nn.Module, structure: Structure) -
     if not isinstance(layer, nn.Linear):
         raise ValueError(
             f"direct feedback to {name!r}, a {type(layer).__name__}, covers every element of its input map, whose "
-            "size is not "
-            "known. Pass example=x, an input like the ones you train on."
+            "size is not known. Pass example=x, an input like the ones you train on."
         )
     if structure.errors is None:
         raise ValueError(

@@ -68,25 +68,19 @@ def write_page(folder: Path) -> Path:
         f"# Table 1 on {name}, scale {first.scale}",
         "",
         f"VGG-16 of width {scale.width:g}, {first.train_size:,} training images, {scale.epochs} epochs, batch 100, "
-        "SGD with "
-        "momentum 0.9, one-cycle learning rate, gradient norm at most 10, no augmentation. Every row has the same "
-        "number of "
-        f"trials, scored on {scale.validation:,} held-out training images; then the best trial with several seeds, "
-        "trained on "
-        "all training images, scored on the test images after the last epoch. At a seed all rows start from the same "
-        "weights "
-        "and see the same batches.",
+        "SGD with momentum 0.9, one-cycle learning rate, gradient norm at most 10, no augmentation. Every row has "
+        f"the same number of trials, scored on {scale.validation:,} held-out training images; then the best trial "
+        "with several seeds, trained on all training images, scored on the test images after the last epoch. At a "
+        "seed all rows start from the same weights and see the same batches.",
         "",
         "![Test accuracy of every row](table1.png)",
         "",
         *markdown(_HEAD, [_line(s, bp, paper) for s in found]),
         "",
         "Top-1 and top-5: test accuracy in percent, mean ± standard deviation. Against BP: mean difference over the "
-        "seeds, and p "
-        "of a paired t-test. Epochs to BP: the first epoch at which the mean accuracy reaches BP's last. Trunk: "
-        "angle between "
-        "the convolutions' gradient and the true one, and the ratio of their lengths, mean over the run. "
-        "The paper's figures are for full width, 50,000 images and 50 epochs.",
+        "seeds, and p of a paired t-test. Epochs to BP: the first epoch at which the mean accuracy reaches BP's "
+        "last. Trunk: angle between the convolutions' gradient and the true one, and the ratio of their lengths, "
+        "mean over the run. The paper's figures are for full width, 50,000 images and 50 epochs.",
         "",
         "## Search",
         "",

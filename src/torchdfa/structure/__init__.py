@@ -36,8 +36,7 @@ def read_structure(
         if example is None:
             raise ValueError(
                 f"cannot read the order of the layers of {type(model).__name__}: {reason}. Pass example=x, an input "
-                "like "
-                "the ones you train on."
+                "like the ones you train on."
             ) from error
         end = output if isinstance(output, str) and output in dict(model.named_modules()) else ""
         traced = Structure((), frozenset(), frozenset(), end, None, chain_end=reason)

@@ -42,8 +42,7 @@ def not_a_tensor(value: Any) -> str:
     """Say that a scope's output is no tensor, and what to do."""
     return (
         f"the scope's output is {describe(value)}, expected a tensor with a row a sample. Pass output=..., naming "
-        "the part (a key, an "
-        "attribute, a position) or the module that computes what the loss is taken of."
+        "the part (a key, an attribute, a position) or the module that computes what the loss is taken of."
     )
 
 
@@ -51,8 +50,7 @@ def behind_softmax() -> str:
     """Say that a scope's output comes out of a softmax, and what to do."""
     return (
         "the output comes out of a softmax, where the error is not the p - y that feedback carries. Let the model "
-        "return "
-        "its logits, or pass output=, the name of the module that computes them."
+        "return its logits, or pass output=, the name of the module that computes them."
     )
 
 

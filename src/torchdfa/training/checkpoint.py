@@ -159,7 +159,6 @@ def load_weights(model: nn.Module, path: Path) -> None:
         ]
         raise CheckpointError(
             f"{path} holds the weights of another model or rule; {len(wrong)} tensors differ (name: shape in the "
-            "model, in "
-            f"the file): {'; '.join(shapes)}."
+            f"model, in the file): {'; '.join(shapes)}."
         )
     model.load_state_dict(tensors)
