@@ -15,7 +15,8 @@ def interleaved(candidates: Mapping[str, Callable[[], object]], *, budget: float
     """Return the median CPU seconds of each candidate.
 
     All threads of the process count, so set one thread for times that can be compared with wall time. One round calls
-    every candidate once; rounds go on until ``budget`` seconds are spent and ``least`` rounds done.
+    every candidate once, each time beginning with another, since a step's time depends on what the one before it left
+    in caches and allocator; rounds go on until ``budget`` seconds are spent and ``least`` rounds done.
 
     Args:
         candidates: Functions without arguments, by name.
@@ -27,11 +28,13 @@ def interleaved(candidates: Mapping[str, Callable[[], object]], *, budget: float
             candidate()
     times: dict[str, list[float]] = {name: [] for name in candidates}
     end = time.perf_counter() + budget
-    while time.perf_counter() < end or len(next(iter(times.values()))) < least:
-        for name, candidate in candidates.items():
+    order = list(candidates)
+    while time.perf_counter() < end or len(times[order[0]]) < least:
+        for name in order:
             begin = time.process_time()
-            candidate()
+            candidates[name]()
             times[name].append(time.process_time() - begin)
+        order = [*order[1:], order[0]]
     return {name: statistics.median(values) for name, values in times.items()}
 
 
