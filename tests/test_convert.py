@@ -108,11 +108,9 @@ def test_backprop_ends_with_an_exception_too(rule):
     assert all(scope.enabled for scope in conversion_of(model).scopes)
 
 
-@rules
+@pytest.mark.parametrize("rule", [pytest.param(r, id=i) for i, r in RULES.items() if NETS["conv"].has(r)])
 def test_nothing_is_cut_without_gradients(rule):
     net = NETS["conv"]
-    if not net.has(rule):
-        pytest.skip("no product")
     model, x = fresh(net, rule).eval(), net.x()
     plain = fresh(net).eval()
     for mode in (torch.no_grad, torch.inference_mode):
@@ -154,11 +152,9 @@ def test_revert_leaves_frozen_what_the_user_froze():
     assert [n for n, p in model.named_parameters() if not p.requires_grad] == ["0.weight"]
 
 
-@direct
+@pytest.mark.parametrize("rule", [pytest.param(r, id=i) for i, r in DIRECT.items() if NETS["conv"].has(r)])
 def test_a_trunk_frozen_by_the_user_needs_no_error(rule):
     net = NETS["conv"]
-    if not net.has(rule):
-        pytest.skip("no product")
     model = fresh(net)
     model.features.requires_grad_(False)
     net.convert(model, rule)
@@ -616,10 +612,9 @@ def checkpointed_part(rule, **options):
     return dfa.convert(model, rule, example=torch.zeros(2, 5))
 
 
-@feeding
+# No product leads through a forward that can't be traced; FA needs none but its own layer's.
+@pytest.mark.parametrize("rule", [pytest.param(r, id=i) for i, r in FEEDING.items() if r.init == "random" or r.local])
 def test_checkpointing_a_part(rule, double):
-    if rule.init == "product" and not rule.local:
-        pytest.skip("no product through an untraceable forward")
     x, found = torch.randn(3, 5), []
     for options in ({}, {"use_reentrant": False}):
         model = checkpointed_part(rule, **options)
@@ -631,10 +626,8 @@ def test_checkpointing_a_part(rule, double):
     same(*found)
 
 
-@direct
+@pytest.mark.parametrize("rule", [pytest.param(r, id=i) for i, r in DIRECT.items() if r.init == "random"])
 def test_reentrant_checkpointing_of_a_part_is_refused(rule):
-    if rule.init == "product":
-        pytest.skip("no product through an untraceable forward")
     model = checkpointed_part(rule, use_reentrant=True)
     loss = model(torch.randn(3, 5)).sum()
     with pytest.raises(RuntimeError, match=r"'part\.1\.\d' is cut.*use_reentrant=True.*use_reentrant=False"):
