@@ -263,13 +263,6 @@ def test_what_crashed_here_and_another_process_managed_is_no_failure(here, tmp_p
     assert [one for one, _ in run_cells([crash, last], tmp_path, here)] == [crash, last]
 
 
-def test_shards_cover_all_cells(here, tmp_path):
-    cells = [cell(lr=lr) for lr in (0.01, 0.02, 0.03, 0.04, 0.05)]
-    parts = [[one for one, _ in run_cells(cells, tmp_path, here, shard=(i, 2))] for i in range(2)]
-    assert parts == [cells[::2], cells[1::2]]
-    assert [one for one, _ in run_cells(cells, tmp_path, here)] == cells and len(here.ran) == 5
-
-
 def test_methods_of_a_seed_start_alike(here, tmp_path):
     # With one batch the first epoch's loss is that of the initial weights on the first batch.
     names = ("BP", "Conv-only", "CDFA random", "CDFA (7)", "CBDFA (9)", "FA", "BDFA")

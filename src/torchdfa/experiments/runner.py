@@ -71,9 +71,7 @@ class Workers:
         self.stop()
 
 
-def run_cells(
-    cells: Sequence[Cell], folder: Path, workers: Workers, *, shard: tuple[int, int] = (0, 1)
-) -> Iterator[tuple[Cell, list[Row]]]:
+def run_cells(cells: Sequence[Cell], folder: Path, workers: Workers) -> Iterator[tuple[Cell, list[Row]]]:
     """Run cells and yield the rows of each as it is done, those of finished cells first.
 
     Rows go into ``folder/results.csv``. A cell that another process works on is left to it, and its rows are waited
@@ -84,13 +82,12 @@ def run_cells(
         cells: To run.
         folder: Of the experiment.
         workers: Who runs them.
-        shard: (i, n): run only every n-th cell, from the i-th on.
 
     Raises:
         CellError: After all others are done: some cells crashed.
     """
     results = Results(folder / "results.csv")
-    waiting = {cell.key: cell for i, cell in enumerate(cells) if i % shard[1] == shard[0]}
+    waiting = {cell.key: cell for cell in cells}
     running: dict[Future[str], str] = {}
     deaths: dict[str, int] = {}
     failed: dict[str, str] = {}
