@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torchdfa.convert import backprop, is_converted
+from torchdfa.structure.base import undisturbed
 
 
 def alignment(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], x: Any, y: Any) -> dict[str, float]:
@@ -46,16 +47,11 @@ def both_gradients(
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     if not parameters:
         raise ValueError("alignment: no parameter of the model requires a gradient.")
-    buffers = [(b, b.detach().clone()) for b in model.buffers()]
-    devices = sorted({p.device.index or 0 for p in parameters.values() if p.device.type == "cuda"})
 
     def gradients() -> Gradients:
-        with torch.random.fork_rng(devices), torch.enable_grad():
+        with undisturbed(model), torch.enable_grad():
             loss = loss_fn(model(x), y)
             found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
         return dict(zip(parameters, found, strict=True))
 
     by_rule = gradients()

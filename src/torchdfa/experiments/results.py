@@ -105,6 +105,8 @@ class Row:
 
 
 _FIELDS = tuple(f.name for f in dataclasses.fields(Row))
+# What a row takes over from an epoch's result; the learning rate it names is the run's peak.
+_MEASURED = tuple(f.name for f in dataclasses.fields(EpochResult) if f.name in _FIELDS and f.name != "lr")
 _KINDS: dict[str, Any] = {
     f.name: {"int": int, "float": float, "str": str}[str(f.type)] for f in dataclasses.fields(Row)
 }
@@ -186,18 +188,10 @@ def rows_of(cell: Cell, history: Sequence[EpochResult], problem: str, train_size
             feedback_scale=str(getattr(rule, "scale", "")),
             phase=cell.phase,
             seed=config.seed,
-            epoch=result.epoch,
             epochs=config.epochs,
-            train_loss=result.train_loss,
-            train_top1=result.train_top1,
-            val_top1=result.val_top1,
-            test_top1=result.test_top1,
-            test_top5=result.test_top5,
-            step_seconds=result.step_seconds,
-            trunk_angle=result.trunk_angle,
-            trunk_ratio=result.trunk_ratio,
             problem=problem,
             key=cell.key,
+            **{name: getattr(result, name) for name in _MEASURED},
         )
         for result in (history or [nothing])
     ]
