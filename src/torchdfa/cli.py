@@ -53,7 +53,7 @@ def _run(arguments: list[str]) -> int:
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     from torchdfa.data import DataError
-    from torchdfa.experiments import CellError, CompareConfig, ReproduceConfig
+    from torchdfa.experiments import EXPERIMENTS, CellError, CompareConfig, ReproduceConfig
     from torchdfa.models import Network
     from torchdfa.rules import Rule
     from torchdfa.training import CheckpointError, Interrupted, TrainConfig, TrainingError, to_dict
@@ -94,7 +94,8 @@ def _run(arguments: list[str]) -> int:
     commands.add_subcommand("compare", compare, help=_COMPARE)
 
     reproduce = ArgumentParser(description=_REPRODUCE, print_config=None)
-    reproduce.add_argument("experiment", type=Literal["table1"], help="What to reproduce: Han & Yoo's Table 1.")
+    about = "; ".join(f"{e.name}: {e.title.partition(': ')[2] or e.title}" for e in EXPERIMENTS.values())
+    reproduce.add_argument("experiment", type=Literal[tuple(EXPERIMENTS)], help=f"What to reproduce. {about}.")
     reproduce.add_argument("--config", action="config", help="Read options from a YAML or JSON file.")
     reproduce.add_class_arguments(ReproduceConfig)
     reproduce.add_argument(
@@ -177,16 +178,18 @@ def _compare(config: CompareConfig, options: dict[str, Any]) -> int:
 
 
 def _reproduce(config: ReproduceConfig, options: dict[str, Any]) -> int:
-    from torchdfa.experiments import run_table1, write_page
+    from torchdfa.experiments import EXPERIMENTS, reproduce, write_page
 
-    out = Path(options.pop("out") or f"runs/{options['experiment']}-{config.data}-{config.scale}")
+    experiment = EXPERIMENTS[options["experiment"]]
+    out = Path(options.pop("out") or f"runs/{experiment.name}-{experiment.data_of(config)}-{config.scale}")
     if not options["report"]:
         try:
-            run_table1(config, out)
+            reproduce(experiment, config, out)
         except KeyboardInterrupt:
             print(f"\ntorchdfa: stopped. Run the same command to go on; what is done is in {out}.", file=sys.stderr)
             raise
-    print(f"written to {out}: {write_page(out).name}, table1.png, table1.svg, results.csv")
+    written = [path.name for path in write_page(experiment, out)]
+    print(f"written to {out}: {', '.join(written)}, results.csv")
     return 0
 
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from torchdfa.data import Dataset, ImageSet
-from torchdfa.experiments import METHODS, CellError, CompareConfig, Score, compare
+from torchdfa.experiments import METHODS, CellError, CompareConfig, Score, compare, study
 from torchdfa.experiments import runner as runner_module
-from torchdfa.experiments.report import show, table, watch
+from torchdfa.experiments.progress import watch
+from torchdfa.experiments.report import lines_of, show
 from torchdfa.experiments.results import Cell, Results, Row, rows_of
 from torchdfa.models import MLP, VGG16, SmallConv
 from torchdfa.training import EpochResult, TrainConfig
@@ -55,7 +56,7 @@ def here(monkeypatch):
         def submit(self, cell, folder):
             ran.append(cell)
             future = Future()
-            future.set_result(runner_module._run(cell, folder))
+            future.set_result(runner_module._run(cell, folder, "cpu"))
             return future
 
         def __enter__(self):
@@ -89,7 +90,7 @@ def pretend(monkeypatch):
                 Results(folder / "results.csv").add(run)
                 yield cell, run
 
-        monkeypatch.setattr(module, "run_cells", run_cells)
+        monkeypatch.setattr(study, "run_cells", run_cells)
         return ran
 
     return arrange
@@ -120,7 +121,10 @@ def test_end_to_end(here, tmp_path):
     assert [(r["method"], r["phase"], r["epoch"]) for r in found] == [
         (m, p, e) for m in SMALL.methods for p in ("search",) * (len(found) // 4 - 1) + ("final",) for e in "12"
     ]
-    assert {(r["experiment"], r["options"]) for r in found} == {("compare", "channels=(4,); head=(16, 16)")}
+    network = "SmallConv(channels=[4], head=[16, 16])"
+    assert {(r["experiment"], r["options"]) for r in found} == {
+        ("compare", f"{network}; {rule}; clip=10.0; precision=32-true") for rule in ("BP", "CBDFA")
+    }
     assert {(r["method"], r["init"], r["feedback_scale"]) for r in found} == {
         ("BP", "", ""), ("CBDFA (9)", "product", "matched")
     }  # fmt: skip
@@ -180,10 +184,11 @@ def test_widening(pretend, tmp_path, peak, searched, chosen, at_edge):
     assert (score.lr, score.at_edge) == (chosen, at_edge)
 
 
-def test_a_single_rate_is_not_widened(pretend, tmp_path):
+def test_a_single_rate_is_not_searched(pretend, tmp_path):
     ran = pretend(lambda *_: 50.0)
     (score,) = compare(replace(SMALL, methods=("BP",), lrs=(0.01,)), tmp_path, progress=False)
-    assert len(ran) == 2 and score.lr == 0.01 and score.at_edge
+    assert [c.phase for c in ran] == ["final"] and score.lr == 0.01 and not score.at_edge
+    assert "## Search" not in (tmp_path / "summary.md").read_text()
 
 
 @pytest.mark.parametrize("epochs_before", [0, 1])
@@ -199,8 +204,12 @@ def test_divergence_shows(pretend, tmp_path, capsys, epochs_before):
     assert bp.top1 == (80.0, 80.0) and bp.lr < 0.05
     assert fa.top1[0] == 80.0 and math.isnan(fa.top1[1]) and math.isnan(fa.epochs)
     assert all(math.isnan(v) for v in (*dfa.top1, *dfa.train_top1))
-    cells = {line[0]: line for line in table(scores)}
-    assert cells["BP"][1] == "80.00 ± 0.00" and cells["FA"][1] == cells["DFA"][1] == cells["DFA"][2] == "diverged"
+    cells = {line[0]: line for line in lines_of(scores)}
+    assert (
+        cells["BP"][1] == "80.00 ± 0.00"
+        and cells["FA"][1] == "80.00 (1 diverged)"
+        and cells["DFA"][1] == cells["DFA"][2] == "2 diverged"
+    )
     search = (tmp_path / "summary.md").read_text().partition("## Search")[2]
     assert "diverged" in next(line for line in search.splitlines() if line.startswith("| BP |"))
     assert search.count("80.00") >= 3
@@ -297,14 +306,14 @@ def test_wrong_settings_are_named(settings, message):
         CompareConfig(**settings)
 
 
-def test_table():
+def test_lines_of():
     score = Score("CDFA", 0.03, True, (90.0, 92.0), (99.0, 99.0), 3.5, 1.0, 1234, 56789)
-    head, line = table([score])
+    head, line = lines_of([score])
     assert [h.replace("\n", " ") for h in head] == [
         "method", "top-1 %", "train %", "rate", "epochs to 95 %", "step / CDFA", "feedback bytes", "as float32"
     ]  # fmt: skip
     assert line == ("CDFA", "91.00 ± 1.41", "99.00 ± 0.00", "0.03*", "3.5", "1.00", "1,234", "56,789")
-    assert table([replace(score, top1=(90.0,), at_edge=False)])[1][1:4:2] == ("90.00", "0.03")
+    assert lines_of([replace(score, top1=(90.0,), at_edge=False)])[1][1:4:2] == ("90.00", "0.03")
 
 
 def test_what_can_not_run_is_refused_before_anything_runs(here, tmp_path):

@@ -75,7 +75,7 @@ class Here:
         self.ran.append(one)
         try:
             self.before(one)
-            future.set_result(module._run(one, folder))
+            future.set_result(module._run(one, folder, "cpu"))
         except BrokenProcessPool as error:
             future.set_exception(error)
         return future
@@ -293,7 +293,7 @@ def test_deaths_are_counted_and_the_last_attempt_is_made_alone(tmp_path, monkeyp
             if deadly in under_way:
                 future.set_exception(BrokenProcessPool())
             else:
-                future.set_result(module._run(one, tmp_path))
+                future.set_result(module._run(one, tmp_path, "cpu"))
         pool.futures.clear()
         return wait(running, **options)
 
@@ -405,7 +405,7 @@ def test_a_killed_worker_is_replaced(workers, tmp_path, monkeypatch):
 
 
 def test_a_signal_to_a_worker_ends_it_alone(monkeypatch, tmp_path):
-    def interrupted(one, folder):
+    def interrupted(one, folder, accelerator):
         raise Interrupted("stopped")
 
     def leave(status):
@@ -414,7 +414,7 @@ def test_a_signal_to_a_worker_ends_it_alone(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "_run", interrupted)
     monkeypatch.setattr(os, "_exit", leave)
     with pytest.raises(SystemExit, match="1"):
-        module._work(cell(), tmp_path)
+        module._work(cell(), tmp_path, "cpu")
 
 
 def test_workers_of_which_one_died_between_cells_are_replaced(monkeypatch, tmp_path):

@@ -22,7 +22,7 @@ from torchdfa.training import TrainConfig, differences, to_dict
         ("lr", 0.0, "a positive number"),
         ("lr", math.inf, "a positive number"),
         ("lr", math.nan, "a positive number"),
-        ("head_lr", -1.0, "a positive number"),
+        ("head_lr", -1.0, "0 or more"),
         ("clip", 0.0, "a positive number or none"),
         ("clip", math.nan, "a positive number or none"),
         ("train_size", 0, "1 or more, or none"),

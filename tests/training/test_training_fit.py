@@ -1,5 +1,6 @@
 import csv
 import math
+import shutil
 import signal
 import threading
 from dataclasses import asdict, replace
@@ -12,7 +13,9 @@ import torchdfa as dfa
 from torchdfa.data import Batches, Dataset, ImageSet, statistics, subset
 from torchdfa.models import MLP, SmallConv
 from torchdfa.training import TrainConfig, TrainingError, describe, evaluate, fit, to_dict
+from torchdfa.training.checkpoint import list_checkpoints
 from torchdfa.training.layout import lay_out
+from torchdfa.training.losses import binary
 from torchdfa.training.run import _drop, _parts
 from torchdfa.training.schedule import SCHEDULES
 
@@ -131,6 +134,58 @@ def test_head_lr_is_of_the_classifier(one_step):
         torch.testing.assert_close(scaled[name], factor * moved, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("rule", [dfa.BP(), {"classifier.0": dfa.BDFA()}], ids=["BP", "BDFA to the trunk"])
+def test_a_head_rate_of_zero_freezes_it(one_step, rule):
+    moved = one_step(model=SmallConv(channels=(4,), head=(8,)), head_lr=0.0, rule=rule)
+    assert all(m.any() == name.startswith("features") for name, m in moved.items())
+    # Weight decay would move it too.
+    moved = one_step(model=SmallConv(channels=(4,), head=(8,)), head_lr=0.0, rule=rule, weight_decay=0.1)
+    assert not any(m.any() for name, m in moved.items() if name.startswith("classifier"))
+
+
+def test_binary_loss_is_a_logistic_unit_a_class(one_step, run, quick):
+    logits, y = torch.tensor([[0.5, -1.0, 2.0], [0.0, 3.0, -0.5]], requires_grad=True), torch.tensor([2, 0])
+    p = torch.sigmoid(logits.detach())
+    target = F.one_hot(y, 3)
+    by_hand = -(target * p.log() + (1 - target) * (1 - p).log())
+    assert binary(logits, y).item() == pytest.approx(by_hand.sum().item() / 2)
+    (e,) = torch.autograd.grad(binary(logits, y, reduction="sum"), logits)
+    torch.testing.assert_close(e, p - target)
+    torch.testing.assert_close(binary(logits, y, reduction="sum"), by_hand.sum())
+    softmax, logistic = (one_step(loss=loss)["classifier.2.bias"] for loss in ("cross_entropy", "binary"))
+    assert abs(softmax.sum()) < 1e-6 and logistic.sum() > 1e-4  # only a softmax's error sums to zero
+    row = run(quick(loss="binary", epochs=1)).history[0]
+    # Ten logistic units at chance.
+    assert 0.9 * 10 * math.log(2) < row.train_loss + row.test_loss < 1.6 * 10 * math.log(2)
+
+
+def test_refreshed_feedback_is_the_product_of_that_time_s_weights(quick, run, same, tmp_path):
+    rule = dfa.DFA(init="product")
+    settings = {"rule": rule, "model": MLP(hidden=(16, 16)), "epochs": 4, "lr": 0.1}
+    fixed, fresh = (run(quick(refresh=r, **settings), tmp_path / str(r)).model for r in (0, 2))
+    assert not same(fixed, fresh)
+    # The first refresh is after the second epoch: the product of the weights at the end of the two.
+    torch.manual_seed(0)
+    start = MLP(hidden=(16, 16)).build((1, 8, 8), 10)
+    first = start.classifier[4].weight @ start.classifier[2].weight
+    feedback = fixed.classifier[2].feedback.dense()
+    torch.testing.assert_close(feedback, first)
+    kept = fresh.classifier[2].feedback.dense()
+    assert not torch.allclose(kept, first, atol=1e-3)
+    now = fresh.classifier[4].weight @ fresh.classifier[2].weight
+    assert torch.nn.functional.cosine_similarity(kept.flatten(), now.flatten(), dim=0) > 0.7
+    # A run that is stopped and goes on refreshes as one that is not.
+    checkpoints = {"checkpoint_steps": 3, "keep": 50}
+    whole = run(quick(refresh=1, **settings), tmp_path / "whole", **checkpoints)
+    cut = tmp_path / "cut"
+    shutil.copytree(tmp_path / "whole", cut)
+    saved = list_checkpoints(cut)
+    assert len(saved) > 8
+    for path in saved[len(saved) // 2 :]:
+        path.unlink()
+    assert same(run(quick(refresh=1, **settings), cut, resume=True, **checkpoints).model, whole.model)
+
+
 @pytest.mark.parametrize("clip, rule", [(1e-2, dfa.BP()), (1e-2, dfa.DFA()), (1e9, dfa.BP())])
 def test_clip_limits_the_norm(one_step, clip, rule):
     def norm(moved):
@@ -192,7 +247,7 @@ def test_angles_are_logged(quick, run, same, tmp_path):
     result = run(quick(alignment=2, **settings), tmp_path)
     with open(tmp_path / "angles.csv") as file:
         rows = list(csv.DictReader(file))
-    assert [r["epoch"] for r in rows] == ["2"] * 6
+    assert [r["epoch"] for r in rows] == ["2"] * 3  # the layers' weights
     degrees = {r["parameter"]: float(r["degrees"]) for r in rows}
     assert degrees["classifier.6.weight"] < 1e-3 and 5 < degrees["classifier.0.weight"] < 120
     assert [a.degrees for a in result.angles] == pytest.approx(list(degrees.values()))
@@ -265,7 +320,7 @@ def test_evaluate_is_by_the_image(digits):
     dataset = digits.test
     options = {"mean": torch.tensor([0.3]), "std": torch.tensor([0.4]), "shuffle": False}
     network = SmallConv(channels=(4,), head=(8,)).build((1, 8, 8), 10).train()
-    loss, top1, top5 = evaluate(network, Batches(dataset, 100, **options), 10)
+    loss, top1, top5 = evaluate(network, Batches(dataset, 100, **options), 10, F.cross_entropy)
     assert network.training
     network.eval()
     with torch.no_grad():
@@ -275,7 +330,7 @@ def test_evaluate_is_by_the_image(digits):
     assert loss == pytest.approx(F.cross_entropy(logits, dataset.labels).item(), rel=1e-5)
     assert top1 == pytest.approx(100 * hits[:, :1].sum().item() / len(dataset), rel=1e-5)
     assert top5 == pytest.approx(100 * hits[:, :5].sum().item() / len(dataset), rel=1e-5)
-    evaluate(network, Batches(dataset, 100, **options), 10)
+    evaluate(network, Batches(dataset, 100, **options), 10, F.cross_entropy)
     assert not network.training
 
 

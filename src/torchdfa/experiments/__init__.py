@@ -2,11 +2,11 @@
 
 from torchdfa.experiments.compare import CompareConfig, Score, compare
 from torchdfa.experiments.methods import METHODS, method
+from torchdfa.experiments.reproduce import EXPERIMENTS, ReproduceConfig, reproduce, write_page
 from torchdfa.experiments.runner import CellError
-from torchdfa.experiments.table1 import ReproduceConfig, run_table1
-from torchdfa.experiments.table1_report import write_page
 
 __all__ = [
+    "EXPERIMENTS",
     "METHODS",
     "CellError",
     "CompareConfig",
@@ -14,6 +14,6 @@ __all__ = [
     "Score",
     "compare",
     "method",
-    "run_table1",
+    "reproduce",
     "write_page",
 ]

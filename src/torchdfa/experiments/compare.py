@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import shutil
 import statistics as stats
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,15 +15,16 @@ import torch
 import torchdfa
 from torchdfa.data import Batches, Dataset, load, statistics
 from torchdfa.experiments.methods import METHODS, method
-from torchdfa.experiments.results import Cell, Results, Row, score
-from torchdfa.experiments.runner import Workers, run_cells
-from torchdfa.experiments.search import best, beyond, tried
+from torchdfa.experiments.progress import watch
+from torchdfa.experiments.results import Row, score
+from torchdfa.experiments.runner import Workers
+from torchdfa.experiments.search import tried
+from torchdfa.experiments.study import Budget, Line, default_jobs, run_study
 from torchdfa.experiments.timing import interleaved, training_step
 from torchdfa.models import VGG16, Network, SmallConv
 from torchdfa.summary import summary
 from torchdfa.training import TrainConfig
 
-_WIDENINGS = 2
 _TIMING_SECONDS = 6.0
 
 
@@ -85,7 +84,7 @@ class Score:
     Attributes:
         method: Its name.
         lr: The learning rate chosen.
-        at_edge: Whether that is the lowest or highest tried.
+        at_edge: Whether that is the lowest or highest of several tried.
         top1: Test accuracy of each seed, in percent.
         train_top1: Training accuracy of each seed, in percent.
         epochs: Mean epochs to 95 % of the final test accuracy.
@@ -115,39 +114,23 @@ def compare(config: CompareConfig, out: Path, *, progress: bool = True) -> list[
         ValueError: A method does not fit the network, or the network the images.
         CellError: A run crashed; the others are done and kept.
     """
-    from torchdfa.experiments.report import plot, watch, write_summary
+    from torchdfa.experiments.report import plot, write_summary
 
     dataset = load(config.data, config.data_root)
     config = _completed(config, dataset)
     size = config.train_size or len(dataset.train)
-    runs: list[list[Row]] = []
-    jobs = config.jobs or os.cpu_count() or 1
     steps, memory = _steps(config, dataset)
-    planned = len(config.methods) * (len(config.lrs) + config.seeds)
-    with watch(progress, planned) as watcher, Workers(jobs) as workers:
-
-        def run(cells: Iterable[Cell]) -> None:
-            for cell, rows in run_cells(list(cells), out, workers):
-                runs.append(rows)
-                watcher.count(cell)
-
-        run(_search(config, name, lr, size) for name in config.methods for lr in config.lrs)
-        for _ in range(_WIDENINGS):
-            wider = [(name, lr) for name in config.methods if (lr := beyond(tried(runs, name))) is not None]
-            watcher.expect(len(wider))
-            run(_search(config, name, lr, size) for name, lr in wider)
-        chosen = {name: best(tried(runs, name)) for name in config.methods}
-        seeds = range(config.seeds)
-        run(_final(config, name, chosen[name], seed) for seed in seeds for name in config.methods)
+    lines = [_line(config, name, size) for name in config.methods]
+    planned = sum(line.budget.runs for line in lines)
+    with watch(progress, planned) as watcher, Workers(config.jobs or default_jobs()) as workers:
+        runs = run_study("compare", lines, out, workers=workers, watcher=watcher)
         watcher.say("timing a training step of each method")
         seconds = _timed(steps)
+    chosen = {run[0].method: run[0].lr for run in runs if run[0].phase == "final"}
     scores = [
         _score(runs, name, chosen[name], seconds[name] / seconds[config.methods[0]], memory[name])
         for name in config.methods
     ]
-    Results(out / "results.csv").sort(config.methods)
-    if not any(path.is_dir() for path in (out / "partial").glob("*")):
-        shutil.rmtree(out / "partial", ignore_errors=True)  # no run is under way here: these are old locks
     write_summary(out / "summary.md", config, scores, runs, size)
     plot(out / "curves.png", config, runs, chosen)
     return scores
@@ -159,32 +142,23 @@ def _completed(config: CompareConfig, dataset: Dataset) -> CompareConfig:
     return dataclasses.replace(config, model=model, precision=config.precision or ("32-true" if small else "auto"))
 
 
-def _train_config(config: CompareConfig, name: str, lr: float, seed: int, validation: int) -> TrainConfig:
+def _line(config: CompareConfig, name: str, size: int) -> Line:
     assert config.model is not None and config.precision is not None
-    return TrainConfig(
+    train = TrainConfig(
         data=config.data,
         data_root=config.data_root,
         train_size=config.train_size,
-        validation=validation,
         augment=config.augment,
         model=config.model,
-        rule=method(name, seed),
+        rule=method(name),
         epochs=config.epochs,
         batch_size=config.batch_size,
-        lr=lr,
         weight_decay=config.weight_decay,
         clip=config.clip,
-        seed=seed,
         precision=config.precision,
     )
-
-
-def _search(config: CompareConfig, name: str, lr: float, size: int) -> Cell:
-    return Cell("compare", name, "search", _train_config(config, name, lr, 0, max(1, round(config.validation * size))))
-
-
-def _final(config: CompareConfig, name: str, lr: float, seed: int) -> Cell:
-    return Cell("compare", name, "final", _train_config(config, name, lr, seed, 0))
+    held_out = max(1, round(config.validation * size))
+    return Line(name=name, config=train, budget=Budget(lrs=config.lrs, validation=held_out, seeds=config.seeds))
 
 
 def _score(runs: Iterable[Sequence[Row]], name: str, lr: float, step: float, memory: tuple[int, int]) -> Score:
@@ -193,7 +167,7 @@ def _score(runs: Iterable[Sequence[Row]], name: str, lr: float, step: float, mem
     return Score(
         method=name,
         lr=lr,
-        at_edge=lr in (lrs[0], lrs[-1]),
+        at_edge=lr in lrs[:1] + lrs[-1:],
         top1=tuple(math.nan if run[-1].problem else score(run) for run in finals),
         train_top1=tuple(math.nan if run[-1].problem else run[-1].train_top1 for run in finals),
         epochs=stats.fmean(_epochs_to(run, 0.95) for run in finals),

@@ -6,9 +6,11 @@ from dataclasses import replace
 
 from torchdfa.rules import BDFA, BP, CBDFA, CDFA, DFA, FA, Frozen, Rule
 
+# Of the networks in torchdfa.models: features is the trunk, classifier the head, classifier.0 its first layer.
 METHODS: dict[str, Rule | dict[str, Rule]] = {
     "BP": BP(),
     "Conv-only": {"classifier.*": Frozen()},
+    "Head-only": {"features.*": Frozen()},
     "FA": FA(),
     "FA in the head": {"features.*": BP(), "classifier.*": FA()},
     "DFA": DFA(),
@@ -21,15 +23,19 @@ METHODS: dict[str, Rule | dict[str, Rule]] = {
     "CBDFA (9) unit": CBDFA(init="product", scale="unit"),
     "CBDFA (9) centred": CBDFA(init="product", center=True),
     "CBDFA (9) chain": CBDFA(init="product", trunk="chain"),
+    "trunk (7)": {"classifier.0": DFA(init="product")},
+    "trunk ±1 (9)": {"classifier.0": BDFA(init="product")},
+    "trunk ±1 random": {"classifier.0": BDFA()},
+    "trunk ±1 (9) centred": {"classifier.0": BDFA(init="product", center=True)},
 }
 _PALETTE = (
-    *("#000000", "#8c8c8c", "#e69f00", "#f0e442", "#56b4e9", "#0072b2", "#f0a0c0", "#cc79a7"),
-    *("#009e73", "#66c2a5", "#d55e00", "#7a3b00", "#b8860b", "#9467bd"),
+    *("#000000", "#8c8c8c", "#c0c0c0", "#e69f00", "#f0e442", "#56b4e9", "#0072b2", "#f0a0c0", "#cc79a7"),
+    *("#009e73", "#66c2a5", "#d55e00", "#7a3b00", "#b8860b", "#9467bd", "#4b0082", "#8b0000", "#ff7f50", "#556b2f"),
 )
 COLORS = dict(zip(METHODS, _PALETTE, strict=True))
 
 
-def method(name: str, seed: int) -> Rule | dict[str, Rule]:
+def method(name: str, seed: int = 0) -> Rule | dict[str, Rule]:
     """Return a method's rule with its random feedback drawn from ``seed``.
 
     Raises:
@@ -37,7 +43,11 @@ def method(name: str, seed: int) -> Rule | dict[str, Rule]:
     """
     if name not in METHODS:
         raise ValueError(f"there is no method {name!r}; there are {', '.join(map(repr, METHODS))}.")
-    rule = METHODS[name]
+    return seeded(METHODS[name], seed)
+
+
+def seeded(rule: Rule | dict[str, Rule], seed: int) -> Rule | dict[str, Rule]:
+    """Return a rule with its random feedback drawn from ``seed``."""
     return {k: _seeded(r, seed) for k, r in rule.items()} if isinstance(rule, dict) else _seeded(rule, seed)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from filelock import FileLock
 
 from torchdfa.rules import Rule
-from torchdfa.training import EpochResult, TrainConfig, to_dict
+from torchdfa.training import EpochResult, TrainConfig
 from torchdfa.training.checkpoint import write_atomically
 
 
@@ -30,6 +30,7 @@ class Cell:
         phase: "search", scored on held-out training images; "final", scored on the test images.
         config: All that its result depends on.
         scale: Of the experiment.
+        angles: Whether to keep the angles of every layer, in ``angles.csv``.
     """
 
     experiment: str
@@ -37,11 +38,15 @@ class Cell:
     phase: str
     config: TrainConfig
     scale: str = ""
+    angles: bool = False
 
     @property
     def key(self) -> str:
-        """The run's name: a hash of its settings, less the place of the data."""
-        settings = {k: v for k, v in to_dict(self.config).items() if k != "data_root"}
+        """The run's name: a hash of the settings that are not the defaults, less the place of the data.
+
+        A setting that a later version adds leaves the names of older runs as they are. A default must not change.
+        """
+        settings = {k: v for k, v in changed(self.config).items() if k != "data_root"}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -56,7 +61,7 @@ class Row:
         train_size: Training images, held-out ones included.
         method: Name of the method in tables.
         init: Of the feedback: random or product.
-        options: All other settings of rule, network and augmentation that are not the defaults.
+        options: Network, rule and all other settings that are not the defaults.
         lr: Peak learning rate.
         head_lr: That of the head over that of the trunk.
         weight_decay: L2 penalty.
@@ -150,6 +155,11 @@ class Results:
             if rows[0].key not in runs:
                 self._write([*(row for run in runs.values() for row in run), *rows])
 
+    def adopt(self, cell: Cell, run: Sequence[Row]) -> None:
+        """Take over a finished run of another experiment as a cell's, if it is not there."""
+        named = {"experiment": cell.experiment, "scale": cell.scale, "method": cell.method}
+        self.add([dataclasses.replace(row, **named) for row in run])
+
     def sort(self, order: Sequence[str]) -> None:
         """Put the runs in the order of methods, then search before final, then by learning rate and seed."""
         with FileLock(self.path.with_name(f".{self.path.name}.lock")):
@@ -209,16 +219,38 @@ def _rules(config: TrainConfig) -> list[Rule]:
     return list(config.rule.values()) if isinstance(config.rule, dict) else [config.rule]
 
 
+def changed(value: Any) -> Any:
+    """Turn settings into plain data, less those that have the defaults; rules and networks keep their class's name."""
+    if isinstance(value, Mapping):
+        return {key: changed(part) for key, part in value.items()}
+    if not dataclasses.is_dataclass(value):
+        return list(value) if isinstance(value, tuple) else value
+    plain = {
+        f.name: changed(found)
+        for f in dataclasses.fields(value)
+        if (found := getattr(value, f.name)) != f.default or f.default is dataclasses.MISSING
+    }
+    return plain if isinstance(value, TrainConfig) else {"class": type(value).__name__, **plain}
+
+
+# Settings that have a column of their own, or are no part of what a run's row tells.
+_COLUMNS = {f.name for f in dataclasses.fields(Row)} | {"data", "data_root", "validation", "alignment"}
+
+
 def _options(config: TrainConfig) -> str:
-    """Name the settings of rule, network and augmentation that are not the defaults and have no column."""
-    parts: dict[str, Any] = {}
-    for value in (config.model, *_rules(config)):
-        for f in dataclasses.fields(value):
-            if f.name not in ("init", "scale", "seed") and (found := getattr(value, f.name)) != f.default:
-                parts[f.name] = found
-    if config.augment:
-        parts["augment"] = True
-    return "; ".join(f"{name}={value}" for name, value in parts.items())
+    """Name network, rule and all other settings that are not the defaults and have no column."""
+    settings = changed(config)
+    named = settings["rule"] if isinstance(config.rule, dict) else {"": settings["rule"]}
+    parts = [_called(settings["model"])]
+    parts += [f"{pattern}: {_called(rule)}" if pattern else _called(rule) for pattern, rule in named.items()]
+    parts += [f"{k}={v}" for k, v in settings.items() if k not in _COLUMNS | {"model", "rule"}]
+    return "; ".join(parts)
+
+
+def _called(settings: dict[str, Any]) -> str:
+    """Write a rule or network as a call, without what has a column."""
+    inner = ", ".join(f"{k}={v}" for k, v in settings.items() if k not in ("class", "init", "scale", "seed"))
+    return f"{settings['class']}({inner})" if inner else settings["class"]
 
 
 def _parse(line: Mapping[str, Any]) -> Row | None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from torchdfa.data import Dataset, load
+from torchdfa.experiments.layers import keep_angles
 from torchdfa.experiments.results import Cell, Results, Row, rows_of
 from torchdfa.training import EpochResult, Interrupted, TrainingError, fit, to_dict
 from torchdfa.training.checkpoint import load_checkpoint
@@ -33,29 +34,32 @@ class CellError(RuntimeError):
 
 
 class Workers:
-    """Processes of one thread each that run cells; to be used as a context.
+    """Processes that run cells, each with its share of the cores; to be used as a context.
 
     Args:
         jobs: How many.
+        accelerator: auto, cpu, cuda or mps.
     """
 
-    def __init__(self, jobs: int):
-        self.jobs = jobs
+    def __init__(self, jobs: int, accelerator: str = "cpu"):
+        self.jobs, self.accelerator = jobs, accelerator
         self._pool: ProcessPoolExecutor | None = None
 
     def submit(self, cell: Cell, folder: Path) -> Future[str]:
         """Have a worker run a cell; the result says what went wrong, if anything did."""
         try:
-            return self._started().submit(_work, cell, folder)
+            return self._started().submit(_work, cell, folder, self.accelerator)
         except BrokenProcessPool:
             # A worker died (killed, out of memory), which ended the others too: all are replaced.
             self.stop()
-            return self._started().submit(_work, cell, folder)
+            return self._started().submit(_work, cell, folder, self.accelerator)
 
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:
             # Workers are started afresh: a forked copy of a process with torch's threads may hang.
-            self._pool = ProcessPoolExecutor(self.jobs, multiprocessing.get_context("spawn"), _start_worker)
+            threads = max(1, (os.cpu_count() or 1) // self.jobs)
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self.jobs, context, _start_worker, (threads,))
         return self._pool
 
     def stop(self) -> None:
@@ -124,10 +128,10 @@ def run_cells(cells: Sequence[Cell], folder: Path, workers: Workers) -> Iterator
         raise CellError(f"{len(failed)} runs crashed ({'; '.join(what)}). See {folder / 'failures.log'}.")
 
 
-def _start_worker() -> None:
+def _start_worker(threads: int) -> None:
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     # A line a run on the precision in use would drown the progress bar.
     logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -147,16 +151,16 @@ def dataset(name: str, root: str | None) -> Dataset:
     return load(name, root)
 
 
-def _work(cell: Cell, folder: Path) -> str:
+def _work(cell: Cell, folder: Path, accelerator: str) -> str:
     """Run one cell, as a worker."""
     try:
-        return _run(cell, folder)
+        return _run(cell, folder, accelerator)
     except Interrupted:
         # A signal ends this worker; its checkpoint is written. Passed on, this would stop the parent as Ctrl-C does.
         os._exit(1)
 
 
-def _run(cell: Cell, folder: Path) -> str:
+def _run(cell: Cell, folder: Path, accelerator: str) -> str:
     """Run one cell and keep its rows; return what went wrong, if anything did."""
     results = Results(folder / "results.csv")
     partial = folder / "partial" / cell.key
@@ -167,7 +171,10 @@ def _run(cell: Cell, folder: Path) -> str:
                 return ""
             problem = ""
             try:
-                results.add(_rows(cell, partial))
+                rows = _rows(cell, partial, accelerator)
+                if cell.angles:
+                    keep_angles(cell, partial)
+                results.add(rows)
             except Exception as error:
                 # One broken cell is recorded and must not end the others.
                 problem = f"{type(error).__name__}: {error}"
@@ -179,13 +186,14 @@ def _run(cell: Cell, folder: Path) -> str:
         return _ELSEWHERE
 
 
-def _rows(cell: Cell, partial: Path) -> list[Row]:
+def _rows(cell: Cell, partial: Path, accelerator: str) -> list[Row]:
     """Train as a cell says, from where it was left if it was, and return its rows."""
     config, problem = cell.config, ""
     data = dataset(config.data, config.data_root)
     resume = (partial / "config.json").exists()
     try:
-        history = fit(config, partial, resume=resume, keep=1, progress=False, dataset=data, accelerator="cpu").history
+        options = {"resume": resume, "keep": 1, "progress": False, "dataset": data, "accelerator": accelerator}
+        history = fit(config, partial, **options).history
     except TrainingError as error:
         # Divergence is a result, with the epochs before it.
         state = load_checkpoint(partial, to_dict(config))

@@ -12,6 +12,7 @@ from torchdfa.rules import BP, Rule
 from torchdfa.training.schedule import SCHEDULES, Schedule
 
 Optimizer = Literal["sgd", "rmsprop", "adam"]
+Loss = Literal["cross_entropy", "binary"]
 Precision = Literal["auto", "32-true", "bf16-mixed", "64-true"]
 
 
@@ -28,11 +29,15 @@ class TrainConfig:
         augment: Random flips and 4-pixel crops of the training images.
         model: The network.
         rule: The rule that it learns by, or a rule a pattern of module names.
+        loss: "cross_entropy": softmax over the classes. "binary": a logistic unit a class and the sum of their binary
+            cross-entropies (Nøkland 2016). The error at the logits is p - y in both.
+        refresh: Make the feedback anew, product feedback from the weights of that time, after every so many epochs; 0:
+            never.
         epochs: Passes over the training images.
         batch_size: Images a step, over all processes together.
         optimizer: SGD with momentum, RMSprop or Adam.
         lr: Peak learning rate.
-        head_lr: Learning rate of the fully connected head, relative to that of the trunk.
+        head_lr: Learning rate of the fully connected head, relative to that of the trunk; 0 freezes the head.
         momentum: Of SGD.
         weight_decay: L2 penalty on all parameters.
         schedule: Course of the learning rate over the steps.
@@ -51,6 +56,8 @@ class TrainConfig:
     augment: bool = False
     model: Network = field(default_factory=SmallConv)
     rule: Rule | dict[str, Rule] = field(default_factory=BP)
+    loss: Loss = "cross_entropy"
+    refresh: int = 0
     epochs: int = 20
     batch_size: int = 100
     optimizer: Optimizer = "sgd"
@@ -68,10 +75,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
             _demand(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        for name in ("validation", "weight_decay", "momentum", "alignment"):
+        for name in ("validation", "weight_decay", "momentum", "alignment", "head_lr", "refresh"):
             _demand(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        for name in ("lr", "head_lr"):
-            _demand(0 < getattr(self, name) < float("inf"), name, getattr(self, name), "a positive number")
+        _demand(0 < self.lr < float("inf"), "lr", self.lr, "a positive number")
+        _demand(self.head_lr < float("inf"), "head_lr", self.head_lr, "0 or more")
+        _demand(self.loss in get_args(Loss), "loss", self.loss, f"one of {get_args(Loss)}")
         _demand(self.clip is None or self.clip > 0, "clip", self.clip, "a positive number or none")
         _demand(self.train_size is None or self.train_size >= 1, "train_size", self.train_size, "1 or more, or none")
         _demand(self.optimizer in get_args(Optimizer), "optimizer", self.optimizer, f"one of {get_args(Optimizer)}")

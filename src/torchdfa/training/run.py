@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import torchdfa
 from torchdfa.alignment import Gradients, angle, both_gradients
@@ -19,6 +18,7 @@ from torchdfa.data import Batches, Dataset, ImageSet, split, statistics, subset
 from torchdfa.training.config import TrainConfig
 from torchdfa.training.layout import lay_out
 from torchdfa.training.logs import Angle, EpochResult
+from torchdfa.training.losses import LOSSES, Loss
 from torchdfa.training.schedule import SCHEDULES
 
 if TYPE_CHECKING:
@@ -71,7 +71,11 @@ class Run:
             lay_out(self.network, torch.zeros(1, *shape), fabric.device)
         dtype = torch.float64 if config.precision == "64-true" else torch.float32
         self.network.to(dtype)
-        torchdfa.convert(self.network, config.rule, example=torch.zeros(1, *shape, dtype=dtype))
+        self.example = torch.zeros(1, *shape, dtype=dtype)
+        torchdfa.convert(self.network, config.rule, example=self.example)
+        if config.head_lr == 0:
+            self.network.classifier.requires_grad_(False)
+        self.loss = LOSSES[config.loss]
         self.model, self.optimizer = fabric.setup(self.network, _optimizer(config, self.network))
         mean, std = statistics(self.train)
         common: dict[str, Any] = {"mean": mean, "std": std, "dtype": dtype, "channels_last": channels_last}
@@ -134,6 +138,8 @@ class Run:
         """
         place = self.place
         self.model.train()
+        if self.config.refresh and place.step == 0 and place.epoch and place.epoch % self.config.refresh == 0:
+            self._refresh()
         begin = time.perf_counter()
         for x, y in self.batches.epoch(place.epoch, place.step):
             lr = self.lr
@@ -152,10 +158,17 @@ class Run:
             yield mean, bool(stopping)
             begin = time.perf_counter()
 
+    def _refresh(self) -> None:
+        """Make the feedback anew; the parameters, which the optimizer holds, stay the same objects."""
+        learning = {p: p.requires_grad for p in self.network.parameters()}
+        torchdfa.convert(torchdfa.revert(self.network), self.config.rule, example=self.example.to(self.fabric.device))
+        for parameter, learns in learning.items():
+            parameter.requires_grad_(learns)
+
     def _step(self, x: Tensor, y: Tensor, size: int) -> tuple[float, int]:
         """Take a step on ``size`` images, ``x`` being this process's; return its summed loss and number right."""
         logits = self.model(x)
-        loss = F.cross_entropy(logits, y, reduction="sum")
+        loss = self.loss(logits, y, reduction="sum")
         self.optimizer.zero_grad()
         # Processes average their gradients: with the whole batch's size that is its mean, also where shares differ.
         self.fabric.backward(loss * (self.fabric.world_size / size))
@@ -171,12 +184,16 @@ class Run:
         scores = {"val": (math.nan,) * 3, "test": (math.nan,) * 3}
         for name, batches in self.scored.items():
             if name == "val" or "val" not in self.scored or last:
-                scores[name] = evaluate(self.model, batches, self.classes)
+                scores[name] = evaluate(self.model, batches, self.classes, self.loss)
         loss, correct, seen = _sums([place.loss, place.correct, place.seen], self.fabric.device)
         trunk_angle = trunk_ratio = math.nan
         if config.alignment and (place.epoch + 1) % config.alignment == 0:
-            by_rule, true = both_gradients(self.network, F.cross_entropy, *next(self.batches.epoch(0)))
-            self.angles += [Angle(place.epoch + 1, name, angle(by_rule[name], true[name])) for name in by_rule]
+            by_rule, true = both_gradients(self.network, self.loss, *next(self.batches.epoch(0)))
+            # Of the layers' weights; those of biases and norms say little and would treble the file.
+            layers = [name for name, parameter in self.network.named_parameters() if parameter.ndim > 1]
+            self.angles += [
+                Angle(place.epoch + 1, name, angle(by_rule[name], true[name])) for name in layers if name in by_rule
+            ]
             trunk_angle, trunk_ratio = _trunk(by_rule, true)
         place.step -= 1  # the learning rate to report is that of the last step
         result = EpochResult(
@@ -199,7 +216,7 @@ class Run:
         return result
 
 
-def evaluate(model: nn.Module, batches: Batches, classes: int) -> tuple[float, float, float]:
+def evaluate(model: nn.Module, batches: Batches, classes: int, loss_fn: Loss) -> tuple[float, float, float]:
     """Return mean loss, top-1 and top-5 accuracy in percent (NaN for fewer than six classes), over all processes."""
     from torchmetrics.classification import MulticlassAccuracy
 
@@ -212,7 +229,7 @@ def evaluate(model: nn.Module, batches: Batches, classes: int) -> tuple[float, f
     with torch.no_grad():
         for x, y in batches.epoch(0):
             logits = model(x)
-            loss += F.cross_entropy(logits, y, reduction="sum").item()
+            loss += loss_fn(logits, y, reduction="sum").item()
             seen += len(y)
             top1.update(logits, y)
             if top5 is not None:

@@ -25,3 +25,30 @@ TABLE1 = {
         "CBDFA (9) w/ BN": (54.47, 76.85),
     },
 }
+
+# Han & Yoo 2019, Table 2 (CIFAR-10, large learning rate): top-1; no top-5 is given.
+_NONE = float("nan")
+TABLE2 = {
+    "cifar10": {
+        "BP": (82.33, _NONE),
+        "CBDFA (9)": (87.35, _NONE),
+        "Conv-only": (82.06, _NONE),
+        "BP, augmented": (87.97, _NONE),
+        "CBDFA (9), augmented": (90.13, _NONE),
+        "Conv-only, augmented": (88.48, _NONE),
+    }
+}
+
+# Nøkland 2016, Table 1: 100 minus his test error in percent on MNIST.
+MLP_TOP1 = {
+    "BP, 2×800": (98.40, _NONE),
+    "FA, 2×800": (98.36, _NONE),
+    "DFA, 2×800": (98.26, _NONE),
+    "BP, 2×800 + dropout": (98.74, _NONE),
+    "FA, 2×800 + dropout": (98.47, _NONE),
+    "DFA, 2×800 + dropout": (98.55, _NONE),
+    "BP, 7×240": (97.84, _NONE),
+    "FA, 7×240": (97.80, _NONE),
+    "DFA, 7×240": (97.68, _NONE),
+    "DFA, 100×240": (96.08, _NONE),
+}

@@ -1,0 +1,39 @@
+"""``angles.csv``: the angle of every layer's gradient over the epochs of several runs."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+from filelock import FileLock
+
+from torchdfa.experiments.results import Cell
+from torchdfa.training.checkpoint import write_atomically
+
+_FIELDS: tuple[str, ...] = ("method", "seed", "epoch", "parameter", "degrees")
+
+
+def keep_angles(cell: Cell, run: Path) -> None:
+    """Add the angles that a run wrote to those of its experiment, in the folder above."""
+    if not (run / "angles.csv").is_file():
+        return  # the run diverged in its first epoch
+    path = run.parent.parent / "angles.csv"
+    own = (cell.method, str(cell.config.seed))
+    with FileLock(path.with_name(".angles.csv.lock")):
+        kept = [row for row in read_angles(path.parent) if (row["method"], row["seed"]) != own]
+        with open(run / "angles.csv", newline="", encoding="utf-8") as file:
+            found = [dict(zip(_FIELDS, (*own, *row.values()), strict=True)) for row in csv.DictReader(file)]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, _FIELDS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([*kept, *found])
+        write_atomically(path, lambda file: file.write(text.getvalue().encode()))
+
+
+def read_angles(folder: Path) -> list[dict[str, str]]:
+    """Return the rows of an experiment's ``angles.csv``: method, seed, epoch, parameter, degrees."""
+    if not (folder / "angles.csv").is_file():
+        return []
+    with open(folder / "angles.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))

@@ -1,0 +1,77 @@
+"""The settings of a reproduction, and the sizes at which it can be run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large an experiment on convolutional networks is.
+
+    Attributes:
+        width: Of VGG-16's convolutions.
+        train_size: Training images; None for all.
+        epochs: Passes.
+        seeds: Runs at the best trial.
+        carried: How many learning rates are searched around the best of a smaller run, where one is given.
+    """
+
+    width: float
+    train_size: int | None
+    epochs: int
+    seeds: int
+    carried: int
+
+
+SCALES = {
+    "small": Scale(0.25, 5000, 20, 5, 7),
+    "medium": Scale(0.25, None, 20, 3, 3),
+    "paper": Scale(1.0, None, 50, 5, 1),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReproduceConfig:
+    """The settings of a reproduction.
+
+    Args:
+        scale: small: quarter-width VGG-16, 5,000 images, 20 epochs. medium: 50,000 images. paper: full width and 50
+            epochs. For the MLPs all images, and 20, 50 or 300 epochs.
+        data: cifar10, cifar100 or tiny-imagenet100-32 (a 100-class stand-in); for the MLPs mnist or fashion-mnist. By
+            default the experiment's own.
+        data_root: Folder of all data. By default the environment variable TORCHDFA_DATA, then a cache folder.
+        rows: Names of the rows to run; all by default.
+        epochs: Passes, where not those of the scale.
+        seeds: Runs at the best trial, where not as many as the scale has.
+        rates_from: Folder of a smaller run. Its best trials say where to search: medium takes half, once and twice the
+            best learning rate, paper that rate alone, all other settings as found there.
+        reuse: Folder with the results of other experiments in it or below it; runs of the same settings are taken over.
+        jobs: Runs at a time; by default one a core, one thread each, or a single one on a GPU.
+        accelerator: auto, cpu, cuda or mps.
+        shard: "i/n": run only every n-th row from the i-th on, counted from 0, to split the work over machines that see
+            one folder.
+    """
+
+    scale: str = "small"
+    data: str | None = None
+    data_root: str | None = None
+    rows: tuple[str, ...] | None = None
+    epochs: int | None = None
+    seeds: int | None = None
+    rates_from: str | None = None
+    reuse: str | None = None
+    jobs: int | None = None
+    accelerator: str = "auto"
+    shard: str = "0/1"
+
+    def __post_init__(self) -> None:
+        if self.scale not in SCALES:
+            raise ValueError(f"scale={self.scale!r}, expected one of {', '.join(SCALES)}.")
+        for name in ("epochs", "seeds", "jobs"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}, expected 1 or more.")
+        i, _, n = self.shard.partition("/")
+        if not (i.isdigit() and n.isdigit() and int(i) < int(n)):
+            raise ValueError(f"shard={self.shard!r}, expected i/n with 0 ≤ i < n.")

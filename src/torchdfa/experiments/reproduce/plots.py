@@ -1,0 +1,150 @@
+"""The figures of the experiments, drawn from what each row came to."""
+
+from __future__ import annotations
+
+import math
+import statistics as stats
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torchdfa.experiments.drawing import blank, clear, draw_curve, label_epochs
+from torchdfa.experiments.layers import read_angles
+from torchdfa.experiments.methods import COLORS
+from torchdfa.experiments.results import Row
+
+if TYPE_CHECKING:
+    from torchdfa.experiments.reproduce.experiment import Reported
+    from torchdfa.experiments.reproduce.page import Standing
+
+
+def dots(folder: Path, found: Sequence[Standing], paper: Reported) -> Any:
+    """Draw every row's seeds, their mean, and the paper's figure."""
+    shown = [s for s in found if s.whole]
+    figure = blank(8, 0.36 * len(shown) + 1.6)
+    axes = figure.subplots()
+    for y, s in enumerate(shown):
+        values = [run[-1].test_top1 for run in s.whole]
+        labels = ("a seed", "mean", "paper") if y == 0 else (None,) * 3
+        axes.plot(values, [y] * len(values), "o", color="#0072b2", alpha=0.45, ms=5, label=labels[0])
+        axes.plot(stats.fmean(values), y, "|", color="#0072b2", ms=16, mew=2.5, label=labels[1])
+        if s.name in paper:
+            axes.plot(paper[s.name][0], y, "x", color="#d55e00", ms=7, label=labels[2])
+        other = next((o for o in shown if o.name == s.line.against), s)
+        # A mark where the row that this one is compared with has its mean.
+        axes.plot(stats.fmean(run[-1].test_top1 for run in other.whole), y, "|", color="#000000", ms=22, mew=0.8)
+    axes.set_yticks(range(len(shown)), [s.name for s in shown])
+    axes.invert_yaxis()
+    axes.set(xlabel="test top-1 (%); thin line: the row it is compared with", title=_title(found))
+    clear(axes)
+    if shown:
+        axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def curves(folder: Path, found: Sequence[Standing], paper: Reported) -> Any:
+    """Draw test accuracy against epochs, mean and range over seeds."""
+    figure = blank(7, 4.2)
+    axes = figure.subplots()
+    shown = [s for s in found if s.whole]
+    for s in shown:
+        rate = s.whole[0][0].lr
+        draw_curve(axes, s.whole, COLORS.get(s.name), f"{s.name}, rate {rate:g}")
+    label_epochs(axes, max((len(s.whole[0]) for s in shown), default=2))
+    axes.set_title(f"{_title(found)}: mean and range of seeds", fontsize=10)
+    clear(axes)
+    if shown:
+        axes.legend(frameon=False, fontsize=8, loc="lower right")
+    return figure
+
+
+def by_size(folder: Path, found: Sequence[Standing], paper: Reported) -> Any:
+    """Draw accuracy against the number of training images, and each method's difference to back-propagation."""
+    figure = blank(10, 4)
+    left, right = figure.subplots(1, 2)
+    methods: dict[str, list[Standing]] = {}
+    for s in found:
+        if s.whole:
+            methods.setdefault(s.name.split(",")[0], []).append(s)
+    reference = {s.whole[0][0].train_size: s for s in methods.get("BP", [])}
+    for name, rows in methods.items():
+        sizes = [s.whole[0][0].train_size for s in rows]
+        style: dict[str, Any] = {"color": COLORS.get(name), "marker": "o", "ms": 4, "capsize": 2, "label": name}
+        left.errorbar(sizes, *_mean_and_deviation(rows), **style)
+        known = [s for s in rows if s.whole[0][0].train_size in reference and name != "BP"]
+        differences = [_differences(s, reference[s.whole[0][0].train_size]) for s in known]
+        pairs = [(s.whole[0][0].train_size, d) for s, d in zip(known, differences, strict=True) if d]
+        if pairs:
+            right.errorbar(
+                [size for size, _ in pairs],
+                [stats.fmean(d) for _, d in pairs],
+                [stats.stdev(d) if len(d) > 1 else 0 for _, d in pairs],
+                **style,
+            )
+    left.set(xscale="log", xlabel="training images", ylabel="test top-1 (%)", title=_title(found[:1], size=False))
+    right.set(xscale="log", xlabel="training images", ylabel="points above back-propagation")
+    right.axhline(0, color="#000000", lw=0.8)
+    for axes in (left, right):
+        clear(axes)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def layer_angles(folder: Path, found: Sequence[Standing], paper: Reported) -> Any:
+    """Draw each layer's angle over the epochs, a panel a method, mean over seeds."""
+    rows = read_angles(folder)
+    names = [s.name for s in found if any(row["method"] == s.name for row in rows)]
+    columns = max(1, math.ceil(len(names) / 2))
+    figure = blank(3 * columns + 1.2, 6.2)
+    panels = figure.subplots(2, columns, sharex=True, sharey=True, squeeze=False).flatten()
+    layers = list(dict.fromkeys(row["parameter"] for row in rows))
+    trunk = [layer for layer in layers if layer.startswith("features")]
+    for panel, name in zip(panels, names, strict=False):
+        for layer in layers:
+            by_epoch: dict[int, list[float]] = {}
+            for row in rows:
+                if (row["method"], row["parameter"]) == (name, layer) and row["degrees"] not in ("", "nan"):
+                    by_epoch.setdefault(int(row["epoch"]), []).append(float(row["degrees"]))
+            style: dict[str, Any] = {"lw": 1.2, "color": _shade(layer, layers, trunk)}
+            style["ls"] = "-" if layer in trunk else "--"
+            label = layer if name == names[0] else None
+            panel.plot(list(by_epoch), [stats.fmean(v) for v in by_epoch.values()], label=label, **style)
+        panel.set_title(name, fontsize=10)
+        panel.axhline(90, color="#000000", lw=0.6, ls=":")
+        clear(panel)
+    for panel in panels[len(names) :]:
+        panel.set_visible(False)
+    figure.supxlabel("epoch")
+    figure.supylabel("angle to the true gradient (degrees)")
+    if names:
+        figure.legend(loc="outside right upper", frameon=False, fontsize=7)
+    return figure
+
+
+def _shade(layer: str, layers: Sequence[str], trunk: Sequence[str]) -> Any:
+    """Give the trunk's layers a scale from dark to light upwards, the head's another."""
+    from matplotlib import colormaps
+
+    if layer in trunk:
+        return colormaps["viridis"](trunk.index(layer) / max(1, len(trunk) - 1) * 0.9)
+    head = [other for other in layers if other not in trunk]
+    return colormaps["autumn"](head.index(layer) / max(1, len(head) - 1) * 0.8)
+
+
+def _mean_and_deviation(rows: Sequence[Standing]) -> tuple[list[float], list[float]]:
+    values = [[run[-1].test_top1 for run in s.whole] for s in rows]
+    return [stats.fmean(v) for v in values], [stats.stdev(v) if len(v) > 1 else 0.0 for v in values]
+
+
+def _differences(s: Standing, other: Standing) -> list[float]:
+    theirs = {run[-1].seed: run[-1].test_top1 for run in other.whole}
+    return [run[-1].test_top1 - theirs[run[-1].seed] for run in s.whole if run[-1].seed in theirs]
+
+
+def _title(found: Sequence[Standing], size: bool = True) -> str:
+    rows: list[Row] = [run[0] for s in found for run in (*s.finals.values(), *s.searched)]
+    if not rows:
+        return ""
+    images = f", {rows[0].train_size:,} training images" if size and len({r.train_size for r in rows}) == 1 else ""
+    return f"{rows[0].dataset}{images}, scale {rows[0].scale}"
