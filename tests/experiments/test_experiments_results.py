@@ -228,6 +228,7 @@ def test_rows_of_a_run_that_diverged(results):
          ("product", "SmallConv; CBDFA(trunk=chain)", "matched")),
         ({"model": SmallConv(), "rule": {"features.*": dfa.BP(), "classifier.*": dfa.FA(init="product")}},
          ("product", "SmallConv; features.*: BP; classifier.*: FA", "matched")),
+        ({"model": MLP(hidden=(240,) * 100)}, ("", "MLP(hidden=[240] * 100); BP", "")),
         ({"model": SmallConv(), "loss": "binary", "alignment": 2, "validation": 5, "momentum": 0.5},
          ("", "SmallConv; BP; loss=binary; momentum=0.5", "")),
     ],

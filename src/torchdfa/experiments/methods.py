@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from torchdfa.experiments.normalised import NormalisedBDFA
 from torchdfa.rules import BDFA, BP, CBDFA, CDFA, DFA, FA, Frozen, Rule
 
 # Of the networks in torchdfa.models: features is the trunk, classifier the head, classifier.0 its first layer.
@@ -27,10 +28,23 @@ METHODS: dict[str, Rule | dict[str, Rule]] = {
     "trunk ±1 (9)": {"classifier.0": BDFA(init="product")},
     "trunk ±1 random": {"classifier.0": BDFA()},
     "trunk ±1 (9) centred": {"classifier.0": BDFA(init="product", center=True)},
+    "trunk ±1 (9) normalised": {"classifier.0": NormalisedBDFA(init="product")},
 }
 _PALETTE = (
     *("#000000", "#8c8c8c", "#c0c0c0", "#e69f00", "#f0e442", "#56b4e9", "#0072b2", "#f0a0c0", "#cc79a7"),
-    *("#009e73", "#66c2a5", "#d55e00", "#7a3b00", "#b8860b", "#9467bd", "#4b0082", "#8b0000", "#ff7f50", "#556b2f"),
+    *(
+        "#009e73",
+        "#66c2a5",
+        "#d55e00",
+        "#7a3b00",
+        "#b8860b",
+        "#9467bd",
+        "#4b0082",
+        "#8b0000",
+        "#ff7f50",
+        "#556b2f",
+        "#00ced1",
+    ),
 )
 COLORS = dict(zip(METHODS, _PALETTE, strict=True))
 

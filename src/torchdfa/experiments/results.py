@@ -249,8 +249,14 @@ def _options(config: TrainConfig) -> str:
 
 def _called(settings: dict[str, Any]) -> str:
     """Write a rule or network as a call, without what has a column."""
-    inner = ", ".join(f"{k}={v}" for k, v in settings.items() if k not in ("class", "init", "scale", "seed"))
+    inner = ", ".join(f"{k}={_brief(v)}" for k, v in settings.items() if k not in ("class", "init", "scale", "seed"))
     return f"{settings['class']}({inner})" if inner else settings["class"]
+
+
+def _brief(value: Any) -> Any:
+    """Write the widths of a hundred equal layers as one and its count."""
+    alike = isinstance(value, list) and len(value) > 3 and len(set(value)) == 1
+    return f"{value[:1]} * {len(value)}" if alike else value
 
 
 def _parse(line: Mapping[str, Any]) -> Row | None:

@@ -26,6 +26,7 @@ def _lines(size: int, config: ReproduceConfig, data: str) -> list[Line]:
         row("trunk (7)"),
         row("trunk ±1 (9)"),
         row("trunk ±1 (9) centred"),
+        row("trunk ±1 (9) normalised"),
         row("trunk ±1 (9)", name="trunk ±1 (9), refreshed", refresh=2),
         row("trunk ±1 (9)", name="trunk ±1 (9), BN", norm=True),
         row("trunk ±1 (9)", name="trunk ±1 (9), dropout", dropout=0.5),
@@ -39,7 +40,7 @@ _ABOUT = (
     "Which way of training with direct feedback beats back-propagation, both tuned with the same number of trials? "
     '"trunk": direct feedback to the convolutions alone, back-propagation inside the head. "head frozen": the head '
     'keeps its initial weights and passes no error down at all. "refreshed": the feedback is taken anew from the '
-    "weights every second epoch."
+    "weights every second epoch. \"normalised\": every sample's error is brought to the batch's mean length first."
 )
 RECIPE = Experiment(
     name="recipe",
