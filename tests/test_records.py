@@ -1,0 +1,56 @@
+"""Records and the pages that quote them: all are made from the CSVs that lie beside them."""
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+import pytest
+
+from torchdfa.experiments import EXPERIMENTS, write_page
+from torchdfa.experiments.results import Results
+
+ROOT = Path(__file__).parent.parent
+RECORDS = sorted(path.parent for path in (ROOT / "records").glob("*/results.csv"))
+REPRODUCED = [folder for folder in RECORDS if any((folder / f"{name}.md").exists() for name in EXPERIMENTS)]
+
+
+@pytest.mark.parametrize("folder", RECORDS, ids=lambda folder: folder.name)
+def test_results_can_be_read(folder):
+    runs = Results(folder / "results.csv").read()
+    with open(folder / "results.csv", encoding="utf-8") as file:
+        assert sum(len(run) for run in runs.values()) == sum(1 for _ in file) - 1
+
+
+@pytest.mark.parametrize("folder", REPRODUCED, ids=lambda folder: folder.name)
+def test_a_record_s_page_is_made_from_its_results(folder, tmp_path):
+    name = next(name for name in EXPERIMENTS if (folder / f"{name}.md").exists())
+    for csv in folder.glob("*.csv"):
+        shutil.copy(csv, tmp_path)
+    page, *_ = write_page(EXPERIMENTS[name], tmp_path)
+    assert page.read_text() == (folder / page.name).read_text()
+
+
+@pytest.fixture(scope="module")
+def embed():
+    spec = importlib.util.spec_from_file_location("embed", ROOT / "docs" / "embed.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("path", [*ROOT.glob("docs/*.md"), ROOT / "README.md"], ids=lambda path: path.name)
+def test_pages_quote_the_records_as_they_are(path, embed):
+    text = path.read_text(encoding="utf-8")
+    assert embed.embedded(text) == text
+
+
+def test_a_table_is_put_in_its_place(embed, tmp_path, monkeypatch):
+    monkeypatch.setattr(embed, "ROOT", tmp_path)
+    (tmp_path / "page.md").write_text("# Title\n\n| a |\n| --- |\n| 1 |\n\n| other |\n")
+    text = "before\n<!-- table: page.md -->\nold\n<!-- end -->\nafter <!-- end -->\n"
+    after = embed.embedded(text)
+    assert after == "before\n<!-- table: page.md -->\n| a |\n| --- |\n| 1 |\n<!-- end -->\nafter <!-- end -->\n"
+    assert embed.embedded(after) == after
+    (tmp_path / "page.md").write_text("no table")
+    with pytest.raises(ValueError, match="no table"):
+        embed.embedded(text)
