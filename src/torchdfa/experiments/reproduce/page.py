@@ -14,6 +14,7 @@ from torchdfa.experiments.reproduce.config import ReproduceConfig
 from torchdfa.experiments.reproduce.experiment import Experiment, Reported
 from torchdfa.experiments.results import Results, Row, score
 from torchdfa.experiments.study import Line
+from torchdfa.models import VGG16
 from torchdfa.training.checkpoint import write_atomically
 
 _STAND_IN = "tiny-imagenet100-32"
@@ -87,8 +88,7 @@ def write_page(experiment: Experiment, folder: Path) -> list[Path]:
         ValueError: There are no results.
     """
     found = standings(experiment, folder)
-    runs = [run for s in found for run in (*s.finals.values(), *s.searched)]
-    first = runs[0][0]
+    first = (*found[0].finals.values(), *found[0].searched)[0][0]
     paper = experiment.paper.get(first.dataset, {})
     name = f"{first.dataset}, a 100-class stand-in for CIFAR-100" if first.dataset == _STAND_IN else first.dataset
     text = [
@@ -96,7 +96,7 @@ def write_page(experiment: Experiment, folder: Path) -> list[Path]:
         "",
         experiment.about,
         "",
-        f"Data: {name}; scale {first.scale}. {_settings(runs)}",
+        f"Data: {name}; scale {first.scale}. {_settings(found)}",
         "",
         f"![{experiment.title}]({experiment.name}.png)",
         "",
@@ -122,18 +122,24 @@ def write_page(experiment: Experiment, folder: Path) -> list[Path]:
     return paths
 
 
-def _settings(runs: Sequence[Sequence[Row]]) -> str:
-    """Say what all runs have in common, and what they were chosen by."""
-    rows = [run[0] for run in runs]
+def _settings(found: Sequence[Standing]) -> str:
+    """Say what all runs have in common, and how they were chosen."""
+    rows = [run[0] for s in found for run in (*s.finals.values(), *s.searched)]
     sizes = sorted({row.train_size for row in rows})
     epochs = sorted({row.epochs for row in rows})
-    parts = [
-        f"{' / '.join(f'{n:,}' for n in sizes)} training images, {' / '.join(map(str, epochs))} epochs.",
-        "Trials are scored on held-out training images, at seed 0; the best is run with every seed on all training "
-        "images. At a seed all rows start from the same weights and see the same batches.",
-        "Settings of every run are in results.csv.",
-    ]
-    return " ".join(parts)
+    config = found[0].line.config
+    momentum = f" with momentum {config.momentum:g}" if config.optimizer == "sgd" else ""
+    clip = f", gradient norm at most {config.clip:g}" if config.clip is not None else ""
+    schedule = {"onecycle": "one-cycle"}.get(config.schedule, config.schedule)
+    width = f" of width {config.model.width:g}" if isinstance(config.model, VGG16) else ""
+    model = f"{type(config.model).__name__}{width}"
+    return (
+        f"{model}, {' / '.join(f'{n:,}' for n in sizes)} training images, {' / '.join(map(str, epochs))} epochs, "
+        f"batch {config.batch_size}, {config.optimizer.upper()}{momentum}, {schedule} learning rate{clip}. Trials are "
+        "scored on held-out training images, at seed 0; the best is run with every seed on all training images and "
+        "scored on the whole test set after the last epoch. At a seed all rows start from the same weights and see "
+        "the same batches."
+    )
 
 
 def _about_paper(paper: Reported, first: Row) -> str:
