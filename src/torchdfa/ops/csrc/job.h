@@ -11,6 +11,13 @@
 #error "bits are read as little-endian words; torchdfa falls back to torch on this machine"
 #endif
 
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+#define INLINE inline __attribute__((always_inline))
+
 struct Job {
     const float *e;         // (rows, errors), `stride` floats from row to row
     int64_t rows, stride, errors;
@@ -26,6 +33,7 @@ enum {
     BLOCK = 32,   // rows whose bits make one index word of a column
     CHUNK = 256,  // rows that are summed in a fresh accumulator before it is added to the output
     GROUPS = CHUNK / 4,
+    BLOCKS = CHUNK / BLOCK,
 };
 
 // Compute columns [begin, end); begin is a multiple of TILE. Returns 0, or 1 where memory ran out.

@@ -6,7 +6,7 @@
 
 namespace {
 
-constexpr int WIDTH = 16, ENTRIES = 16, ROWS = 4;
+constexpr int WIDTH = 16, ENTRIES = 16, ROWS = 4, TILES_OF_ONE = 1;
 
 inline void table(const float *e, float *t) {
     const float a[4] = {-e[0] - e[1], e[0] - e[1], e[1] - e[0], e[0] + e[1]};
@@ -15,7 +15,7 @@ inline void table(const float *e, float *t) {
 }
 
 template <int R, int C>
-inline __attribute__((always_inline)) void columns_of_tile(const uint32_t *tile, int groups, const float *tables,
+INLINE void columns_of_tile(const uint32_t *tile, int groups, const float *tables,
                                                            float *out, int64_t ld, bool first) {
     float sum[R][C];
     for (int r = 0; r < R; r++)
@@ -39,8 +39,8 @@ inline __attribute__((always_inline)) void columns_of_tile(const uint32_t *tile,
         }
 }
 
-template <int R>
-inline __attribute__((always_inline)) void micro(const uint32_t *tile, int groups, const float *tables, float *out,
+template <int R, int>
+INLINE void micro(const uint32_t *tile, int groups, const float *tables, float *out,
                                                  int64_t ld, bool first) {
     constexpr int C = 8 / R;  // enough sums under way to hide an addition's latency
     for (int n = 0; n < TILE; n += C) columns_of_tile<R, C>(tile + n, groups, tables, out + n, ld, first);
@@ -57,7 +57,7 @@ typedef uint64_t Q2 __attribute__((vector_size(16)));
 #endif
 #define PAIR(name, type, ...)                                                                                       \
     template <class V>                                                                                              \
-    inline __attribute__((always_inline)) V name(V a, V b) {                                                        \
+    INLINE V name(V a, V b) {                                                        \
         return (V)SHUFFLE(type, (type)a, (type)b, __VA_ARGS__);                                                     \
     }
 PAIR(interleave8_low, B16, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
@@ -70,8 +70,9 @@ PAIR(interleave64_low, Q2, 0, 2)
 PAIR(interleave64_high, Q2, 1, 3)
 
 template <class V>
-inline __attribute__((always_inline)) void store_lanes(V v, uint32_t *p, int) {
-    __builtin_memcpy(p, &v, 16);
+INLINE void store_columns(V a, V b, V c, V d, uint32_t *p, int) {
+    const V all[4] = {a, b, c, d};
+    __builtin_memcpy(p, all, sizeof all);
 }
 
 }  // namespace

@@ -12,10 +12,11 @@
 //     WIDTH                  bytes of a vector: 16, 32 or 64
 //     ENTRIES                of a table: 16, or 8 and the sign of the group's last row
 //     table(e, t)            writes the table of e[0..3]
-//     micro<R>(...)          R batch rows, one tile
+//     micro<R, T>(...)       R batch rows, T tiles
 //     ROWS                   largest R
+//     TILES_OF_ONE           T for a single row: with few sums under way each waits for its last addition
 //     interleave*            as unpack instructions do, within each 16 bytes
-//     store_lanes(v, p, s)   writes 16 bytes each to p, p + s, ...
+//     store_columns(a, b, c, d, p, s)   writes the first 16 bytes of each to p, the second to p + s, ...
 #include <stdlib.h>
 #include <string.h>
 
@@ -26,7 +27,7 @@ typedef uint32_t Words __attribute__((vector_size(WIDTH)));
 typedef uint64_t Quads __attribute__((vector_size(WIDTH)));
 
 constexpr int PANEL = 512;                       // columns of a panel: one cache line of bits a row
-constexpr int BLOCKS = CHUNK / BLOCK;            // index words of a column in a chunk
+
 constexpr int64_t BATCH = 64;                    // batch rows whose tables are kept at a time
 constexpr int64_t TABLES = GROUPS * ENTRIES;     // floats of a batch row's tables
 
@@ -37,7 +38,7 @@ struct Stored {
     int64_t row_bytes;
     explicit Stored(const Job &job)
         : bits(job.packed), end(job.packed + job.errors * ((job.columns + 7) / 8)), row_bytes((job.columns + 7) / 8) {}
-    inline __attribute__((always_inline)) Quads load(int64_t k, int64_t byte) const {
+    INLINE Quads load(int64_t k, int64_t byte) const {
         const uint8_t *p = bits + k * row_bytes + byte;
         Quads v = {};
         if (__builtin_expect(p + WIDTH <= end, 1)) {
@@ -47,8 +48,8 @@ struct Stored {
         }
         return v;
     }
-    inline __attribute__((always_inline)) void prefetch(int64_t k, int64_t byte) const {
-        __builtin_prefetch(bits + k * row_bytes + byte);
+    INLINE void prefetch(int64_t k, int rows, int64_t byte) const {
+        for (int i = 0; i < rows; i++) __builtin_prefetch(bits + (k + i) * row_bytes + byte, 0, 2);
     }
 };
 
@@ -56,49 +57,43 @@ struct Generated {
     uint32_t low, high, words_per_row;
     explicit Generated(const Job &job)
         : low((uint32_t)job.key), high((uint32_t)(job.key >> 32)), words_per_row((uint32_t)((job.columns + 31) / 32)) {}
-    static inline __attribute__((always_inline)) Words mix(Words w) {
+    static INLINE Words mix(Words w) {
         w = (w ^ (w >> 16)) * 0x7FEB352Du;
         w = (w ^ (w >> 15)) * 0x846CA68Bu;
         return w ^ (w >> 16);
     }
-    inline __attribute__((always_inline)) Quads load(int64_t k, int64_t byte) const {
+    INLINE Quads load(int64_t k, int64_t byte) const {
         Words index;
         for (int i = 0; i < WIDTH / 4; i++) index[i] = i;
         index += (uint32_t)k * words_per_row + (uint32_t)(byte / 4);
         return (Quads)mix(mix(index ^ low) ^ high);
     }
-    inline void prefetch(int64_t, int64_t) const {}
+    INLINE void prefetch(int64_t, int, int64_t) const {}
 };
 
 // ---- turning rows of bits into an index word a column
 
 // Exchange the bits of `a` under mask << shift with those of `b` under mask.
-inline __attribute__((always_inline)) void exchange(Quads &a, Quads &b, int shift, uint64_t mask) {
-    Quads t = ((a >> shift) ^ b) & mask;
+INLINE void exchange(Quads &a, Quads &b, int shift, uint64_t mask) {
+    const Quads t = ((a >> shift) ^ b) & mask;
     b ^= t;
     a ^= t << shift;
 }
 
-// Eight rows become eight columns: byte j of v[c] has the bits of column 8 j + c.
-inline __attribute__((always_inline)) void transpose8(Quads *v) {
-    for (int i = 0; i < 4; i++) exchange(v[i], v[i + 4], 4, 0x0F0F0F0F0F0F0F0Full);
-    for (int i = 0; i < 8; i += 4) {
-        exchange(v[i], v[i + 2], 2, 0x3333333333333333ull);
-        exchange(v[i + 1], v[i + 3], 2, 0x3333333333333333ull);
-    }
-    for (int i = 0; i < 8; i += 2) exchange(v[i], v[i + 1], 1, 0x5555555555555555ull);
+// Eight rows become eight columns: byte j of v[c] has the bits of column 8 j + c, the first row's lowest.
+INLINE void transpose8(Quads *v) {
     if (ENTRIES == 8) {
-        // Half a table does where the last row's sign is +1: the complement's sum, negated.
-        for (int i = 0; i < 8; i++) {
-            Quads negative = ~v[i] & 0x8888888888888888ull;
-            v[i] ^= negative - (negative >> 3);
-        }
+        // Half a table serves for a group: where the last row's sign is +1, it has the negative sum of the complement.
+        UNROLL for (int i = 0; i < 8; i++) if (i % 4 != 3) v[i] ^= v[i | 3];
     }
+    UNROLL for (int i = 0; i < 4; i++) exchange(v[i], v[i + 4], 4, 0x0F0F0F0F0F0F0F0Full);
+    UNROLL for (int i = 0; i < 8; i++) if (!(i & 2)) exchange(v[i], v[i + 2], 2, 0x3333333333333333ull);
+    UNROLL for (int i = 0; i < 8; i += 2) exchange(v[i], v[i + 1], 1, 0x5555555555555555ull);
 }
 
-// Index words of up to CHUNK rows from k and PANEL columns from n: panel[tile][block][column].
+// Index words of up to CHUNK rows from k and up to PANEL columns from n: panel[tile][block][column].
 template <class Source>
-inline __attribute__((always_inline)) void fill_panel(const Source &source, int64_t k, int rows, int64_t n, int columns,
+INLINE void fill_panel(const Source &source, int64_t k, int rows, int64_t n, int columns,
                                                       uint32_t *panel) {
     for (int b = 0; b * BLOCK < rows; b++) {
         for (int pass = 0; pass < columns; pass += 8 * WIDTH) {
@@ -106,39 +101,40 @@ inline __attribute__((always_inline)) void fill_panel(const Source &source, int6
             const int left = rows - b * BLOCK;
             Quads v[4][8];
             for (int q = 0; q < 4; q++) {
-                if (8 * q >= left) {
-                    for (int i = 0; i < 8; i++) v[q][i] = Quads{};
-                    continue;
-                }
                 if (8 * q + 8 <= left) {
-                    for (int i = 0; i < 8; i++) v[q][i] = source.load(first + 8 * q + i, byte);
+                    UNROLL for (int i = 0; i < 8; i++) v[q][i] = source.load(first + 8 * q + i, byte);
                 } else {
-                    for (int i = 0; i < 8; i++) v[q][i] = 8 * q + i < left ? source.load(first + 8 * q + i, byte) : Quads{};
-                }
-                transpose8(v[q]);
-            }
-            for (int h = 0; h < 2; h++) {
-                Words d[4][4];  // [column c of a byte][which four bytes of 16]
-                for (int c = 0; c < 4; c++) {
-                    Bytes r0 = (Bytes)v[0][4 * h + c], r1 = (Bytes)v[1][4 * h + c];
-                    Bytes r2 = (Bytes)v[2][4 * h + c], r3 = (Bytes)v[3][4 * h + c];
-                    Bytes a = interleave8_low(r0, r1), z = interleave8_high(r0, r1);
-                    Bytes f = interleave8_low(r2, r3), y = interleave8_high(r2, r3);
-                    d[c][0] = (Words)interleave16_low(a, f);
-                    d[c][1] = (Words)interleave16_high(a, f);
-                    d[c][2] = (Words)interleave16_low(z, y);
-                    d[c][3] = (Words)interleave16_high(z, y);
-                }
-                for (int u = 0; u < 4; u++) {
-                    Words a = interleave32_low(d[0][u], d[1][u]), z = interleave32_high(d[0][u], d[1][u]);
-                    Words f = interleave32_low(d[2][u], d[3][u]), y = interleave32_high(d[2][u], d[3][u]);
-                    const Words four[4] = {interleave64_low(a, f), interleave64_high(a, f), interleave64_low(z, y),
-                                           interleave64_high(z, y)};
-                    for (int i = 0; i < 4; i++) {
-                        const int column = pass + 8 * (4 * u + i) + 4 * h;  // and 128 on from lane to lane
-                        uint32_t *to = panel + (column / TILE * BLOCKS + b) * TILE + column % TILE;
-                        store_lanes(four[i], to, 2 * BLOCKS * TILE);
+                    for (int i = 0; i < 8; i++) {
+                        v[q][i] = 8 * q + i < left ? source.load(first + 8 * q + i, byte) : Quads{};
                     }
+                }
+                if (8 * q < left) transpose8(v[q]);
+            }
+            uint32_t *const to = panel + (pass / TILE * BLOCKS + b) * TILE;
+            UNROLL for (int half = 0; half < 2; half++) {
+                Words d[2][8];
+                UNROLL for (int c = 0; c < 8; c++) {  // the four bytes of a column, of 8 in each 16 bytes
+                    const Bytes r0 = (Bytes)v[0][c], r1 = (Bytes)v[1][c], r2 = (Bytes)v[2][c], r3 = (Bytes)v[3][c];
+                    const Bytes a = half ? interleave8_high(r0, r1) : interleave8_low(r0, r1);
+                    const Bytes z = half ? interleave8_high(r2, r3) : interleave8_low(r2, r3);
+                    d[0][c] = (Words)interleave16_low(a, z);
+                    d[1][c] = (Words)interleave16_high(a, z);
+                }
+                UNROLL for (int u = 0; u < 2; u++) {
+                    Words w[4][2];  // four columns in each 16 bytes: 8 i and 4 h on, and 128 from one 16 to the next
+                    UNROLL for (int h = 0; h < 2; h++) {
+                        const Words *const e = d[u] + 4 * h;
+                        const Words a = interleave32_low(e[0], e[1]), y = interleave32_high(e[0], e[1]);
+                        const Words b = interleave32_low(e[2], e[3]), z = interleave32_high(e[2], e[3]);
+                        w[0][h] = interleave64_low(a, b);
+                        w[1][h] = interleave64_high(a, b);
+                        w[2][h] = interleave64_low(y, z);
+                        w[3][h] = interleave64_high(y, z);
+                    }
+                    // 32 columns: half a tile.
+                    uint32_t *const p = to + half * BLOCKS * TILE + 32 * u;
+                    store_columns(w[0][0], w[0][1], w[1][0], w[1][1], p, 2 * BLOCKS * TILE);
+                    store_columns(w[2][0], w[2][1], w[3][0], w[3][1], p + 16, 2 * BLOCKS * TILE);
                 }
             }
         }
@@ -155,20 +151,19 @@ void fill_tables(const float *e, int rows, float scale, float *tables) {
 }
 
 template <int R>
-inline __attribute__((always_inline)) void rows_of_panel(const uint32_t *panel, int groups, const float *tables,
+INLINE void rows_of_panel(const uint32_t *panel, int groups, const float *tables,
                                                          float *out, int64_t ld, int columns, bool first) {
-    for (int n = 0; n < columns; n += TILE) {
-        const uint32_t *tile = panel + n * BLOCKS;
-        if (n + TILE <= columns) {
-            micro<R>(tile, groups, tables, out + n, ld, first);
-            continue;
-        }
-        alignas(64) float sums[R * TILE];
-        micro<R>(tile, groups, tables, sums, TILE, true);
-        for (int r = 0; r < R; r++) {
-            float *to = out + r * ld + n;
-            for (int i = 0; i < columns - n; i++) to[i] = first ? sums[r * TILE + i] : to[i] + sums[r * TILE + i];
-        }
+    int n = 0;
+    constexpr int T = R == 1 ? TILES_OF_ONE : 1;
+    for (; n + T * TILE <= columns; n += T * TILE) micro<R, T>(panel + n * BLOCKS, groups, tables, out + n, ld, first);
+    for (; n + TILE <= columns; n += TILE) micro<R, 1>(panel + n * BLOCKS, groups, tables, out + n, ld, first);
+    if (n == columns) return;
+    alignas(64) float sums[R * TILE];
+    micro<R, 1>(panel + n * BLOCKS, groups, tables, sums, TILE, true);
+    for (int r = 0; r < R; r++) {
+        float *const to = out + r * ld + n;
+        const float *const from = sums + r * TILE;
+        for (int i = 0; i < columns - n; i++) to[i] = first ? from[i] : to[i] + from[i];
     }
 }
 
@@ -183,13 +178,19 @@ int product(const Job &job, int64_t begin, int64_t end) {
     for (int64_t m0 = 0; m0 < job.rows; m0 += BATCH) {
         const int64_t rows = job.rows - m0 < BATCH ? job.rows - m0 : BATCH;
         for (int64_t k = 0; k < job.errors; k += CHUNK) {
-            const int depth = (int)(job.errors - k < CHUNK ? job.errors - k : CHUNK), groups = (depth + 3) / 4;
+            const int64_t rest = job.errors - k;
+            const int depth = rest < CHUNK ? (int)rest : (int)CHUNK, groups = (depth + 3) / 4;
             for (int64_t m = 0; m < rows; m++) {
                 fill_tables(job.e + (m0 + m) * job.stride + k, depth, job.scale, tables + m * TABLES);
             }
             for (int64_t n = begin; n < end; n += PANEL) {
                 const int columns = (int)(end - n < PANEL ? end - n : PANEL);
                 fill_panel(source, k, depth, n, columns, panel);
+                if (n + PANEL < end) {
+                    source.prefetch(k, depth, (n + PANEL) / 8);
+                } else if (rest > CHUNK) {
+                    source.prefetch(k + CHUNK, rest < 2 * CHUNK ? (int)rest - CHUNK : (int)CHUNK, begin / 8);
+                }
                 int64_t m = 0;
                 float *out = job.out + m0 * ld + n;
                 const bool first = k == 0;
