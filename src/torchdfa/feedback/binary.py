@@ -29,7 +29,8 @@ class BinaryFeedback(Feedback):
 
     def forward(self, e: Tensor) -> Tensor:
         """Return ``s · e @ B``, shape (N, H), for ``e`` of shape (N, K)."""
-        return packed_product(e, self.packed(), self.scale, self.features)
+        # Attributes of modules that are tensors are slow to read; at small sizes it shows.
+        return packed_product(e, self.packed(), self._buffers["scale"], self.features)
 
     def dense(self) -> Tensor:
         """Return ``s · B``, shape (K, H)."""
@@ -54,7 +55,7 @@ class PackedFeedback(BinaryFeedback):
 
     def packed(self) -> Tensor:
         """Return the stored bytes."""
-        return self.packed_signs
+        return self._buffers["packed_signs"]
 
 
 class SeededFeedback(BinaryFeedback):
@@ -80,4 +81,4 @@ class SeededFeedback(BinaryFeedback):
 
     def forward(self, e: Tensor) -> Tensor:
         """Return ``s · e @ B``, shape (N, H), for ``e`` of shape (N, K); the bits are never in memory."""
-        return seeded_product(e, self.key, self.scale, self.features)
+        return seeded_product(e, self._buffers["key"], self._buffers["scale"], self.features)
