@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 from torch.utils.flop_counter import register_flop_formula
 
 from torchdfa.feedback import bits
@@ -56,7 +57,8 @@ def packed_product(e: Tensor, packed: Tensor, scale: Tensor, columns: int) -> Te
             f"packed_product: e of shape {tuple(e.shape)} and {columns} columns need signs of shape "
             f"{(e.shape[1], (columns + 7) // 8)}, uint8; found {tuple(packed.shape)}, {packed.dtype}."
         )
-    return _packed_operator(e, packed, scale, columns)
+    product = _PackedProduct.apply if _derived(e) else _packed_operator
+    return product(e, packed, scale, columns)
 
 
 def seeded_product(e: Tensor, key: Tensor, scale: Tensor, columns: int) -> Tensor:
@@ -79,7 +81,12 @@ def seeded_product(e: Tensor, key: Tensor, scale: Tensor, columns: int) -> Tenso
     _check(e)
     if key.dtype is not torch.int64 or key.numel() != 1:
         raise ValueError(f"seeded_product: expected one int64 as the key, found {tuple(key.shape)}, {key.dtype}.")
-    return _seeded_operator(e, key, scale, columns)
+    product = _SeededProduct.apply if _derived(e) else _seeded_operator
+    return product(e, key, scale, columns)
+
+
+def _derived(e: Tensor) -> bool:
+    return e.requires_grad and torch.is_grad_enabled() and not _is_compiling()
 
 
 def _check(e: Tensor) -> None:
@@ -192,14 +199,14 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(source, scale)
 
 
-def _packed_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _packed_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     packed, scale = ctx.saved_tensors
-    return _transposed(grad, packed, scale, ctx.columns), None, None, None
+    return _transposed(grads[0], packed, scale, ctx.columns), None, None, None
 
 
-def _seeded_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _seeded_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     key, scale = ctx.saved_tensors
-    return _transposed(grad, bits.draw(key, ctx.errors, ctx.columns), scale, ctx.columns), None, None, None
+    return _transposed(grads[0], bits.draw(key, ctx.errors, ctx.columns), scale, ctx.columns), None, None, None
 
 
 def _transposed(grad: Tensor, packed: Tensor, scale: Tensor, columns: int) -> Tensor:
@@ -207,6 +214,24 @@ def _transposed(grad: Tensor, packed: Tensor, scale: Tensor, columns: int) -> Te
     shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
     signs = ((packed.unsqueeze(-1) >> shifts) & 1).flatten(1)[:, :columns].to(grad.dtype) * 2 - 1
     return (grad @ signs.T) * scale.to(grad.dtype)
+
+
+class _PackedProduct(Function):
+    """The operator for derivatives within torch.func, where an operator's own registration is not supported."""
+
+    generate_vmap_rule = True
+    forward = staticmethod(packed_product)
+    setup_context = staticmethod(_keep)
+    backward = staticmethod(_packed_backward)
+
+
+class _SeededProduct(Function):
+    """As above, for generated bits."""
+
+    generate_vmap_rule = True
+    forward = staticmethod(seeded_product)
+    setup_context = staticmethod(_keep)
+    backward = staticmethod(_seeded_backward)
 
 
 # ---- torch.func.vmap
