@@ -1,4 +1,4 @@
-"""Speed of the binary product over torch.mm in float32, on one thread: medians of CPU time, taking turns in one process.
+"""Speed of the binary product over torch.mm in float32: medians of CPU time of one thread, taking turns in one process.
 
     python benchmarks/binary_product.py [--seconds 2] [--csv FILE]
 
