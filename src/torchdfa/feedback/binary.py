@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from torchdfa.feedback import bits
 from torchdfa.feedback.base import Feedback
+from torchdfa.ops import packed_product, seeded_product
 
 
 class BinaryFeedback(Feedback):
@@ -28,8 +31,7 @@ class BinaryFeedback(Feedback):
 
     def forward(self, e: Tensor) -> Tensor:
         """Return ``s · e @ B``, shape (N, H), for ``e`` of shape (N, K)."""
-        # K is the narrow side: scaling e rather than the product saves a pass over (N, H).
-        return (e * self.scale.to(e.dtype)) @ self.signs(e.dtype)
+        return packed_product(e, self.packed(), self.scale, self.features)
 
     def dense(self) -> Tensor:
         """Return ``s · B``, shape (K, H)."""
@@ -56,6 +58,12 @@ class PackedFeedback(BinaryFeedback):
         """Return the stored bytes."""
         return self.packed_signs
 
+    def forward(self, e: Tensor) -> Tensor:
+        """Return ``s · e @ B``, shape (N, H), for ``e`` of shape (N, K)."""
+        # Attributes of modules that are tensors are slow to read; at small sizes it shows.
+        buffers: Any = self._buffers
+        return packed_product(e, buffers["packed_signs"], buffers["scale"], self.features)
+
 
 class SeededFeedback(BinaryFeedback):
     """Signs generated from a seed at every use; nothing but the seed's key and the scale is stored.
@@ -77,3 +85,8 @@ class SeededFeedback(BinaryFeedback):
     def packed(self) -> Tensor:
         """Draw the bytes anew."""
         return bits.draw(self.key, self.errors, self.features)
+
+    def forward(self, e: Tensor) -> Tensor:
+        """Return ``s · e @ B``, shape (N, H), for ``e`` of shape (N, K); the bits are never in memory."""
+        buffers: Any = self._buffers
+        return seeded_product(e, buffers["key"], buffers["scale"], self.features)
