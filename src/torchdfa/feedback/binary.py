@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-from torchdfa.feedback import bits
+from torchdfa.feedback import bits, lfsr
 from torchdfa.feedback.base import Feedback
+
+Generator = Literal["hash", "lfsr"]
+DRAW: dict[Generator, Callable[[Tensor, int, int], Tensor]] = {"hash": bits.draw, "lfsr": lfsr.draw}
 
 
 class BinaryFeedback(Feedback):
@@ -66,14 +72,25 @@ class SeededFeedback(BinaryFeedback):
         key: What :func:`torchdfa.feedback.bits.key_of` made of the seed and the layer's name.
         scale: s, 0-dimensional.
         per_position: See :class:`Feedback`.
+        generator: What makes the bits of the key.
     """
 
     key: Tensor
 
-    def __init__(self, errors: int, features: int, key: int, scale: Tensor, *, per_position: bool = False):
+    def __init__(
+        self,
+        errors: int,
+        features: int,
+        key: int,
+        scale: Tensor,
+        *,
+        per_position: bool = False,
+        generator: Generator = "hash",
+    ):
         super().__init__(errors, features, scale, per_position=per_position)
+        self.generator: Generator = generator
         self.register_buffer("key", torch.tensor(key, device=scale.device))
 
     def packed(self) -> Tensor:
         """Draw the bytes anew."""
-        return bits.draw(self.key, self.errors, self.features)
+        return DRAW[self.generator](self.key, self.errors, self.features)

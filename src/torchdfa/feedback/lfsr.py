@@ -1,0 +1,62 @@
+"""Signs from a linear feedback shift register: the generator that a chip builds from 32 flip-flops and a few gates.
+
+The register shifts towards its high end; what enters at bit 0 is the parity of the tapped bits (x³² + x²² + x² + x + 1,
+period 2³² − 1). A chip leaps ``LEAP`` shifts a cycle and reads as many bits. Feature h reads ``ceil(K / LEAP)`` states
+in turn, the first feature's first state being the seed; bit k of them is the sign at row k: set for +1. What is left of
+the last state is not used. Bytes are laid out as :mod:`torchdfa.feedback.bits` says.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from torchdfa.feedback.bits import pack
+
+WIDTH = 32
+TAPS = (32, 22, 2, 1)
+LEAP = 16
+
+
+def seed_of(key: Tensor) -> Tensor:
+    """Return the register's seed: the key's low 32 bits, or 1 where they are all zero, from which it would not leave."""
+    return torch.where((low := key & (2**WIDTH - 1)) == 0, 1, low)
+
+
+@lru_cache(maxsize=64)
+def leap_columns(steps: int) -> tuple[int, ...]:
+    """Return the matrix over GF(2) of so many shifts, as one integer a column: what each bit of a state turns into."""
+    if steps == 1:
+        # Bit j moves on to j + 1, and, where it is tapped, to bit 0 as well.
+        return tuple(((1 << (j + 1)) & (2**WIDTH - 1)) | (j + 1 in TAPS) for j in range(WIDTH))
+    half = leap_columns(steps // 2)
+    columns = tuple(_times(half, column) for column in half)
+    return columns if steps % 2 == 0 else tuple(_times(leap_columns(1), column) for column in columns)
+
+
+def _times(columns: tuple[int, ...], state: int) -> int:
+    out = 0
+    for j, column in enumerate(columns):
+        out ^= column if state >> j & 1 else 0
+    return out
+
+
+def states(seed: Tensor, count: int, leap: int = LEAP) -> Tensor:
+    """Return the register's states at ``count`` cycles, int64, the seed being the first; ``leap`` shifts a cycle."""
+    found = seed.reshape(1)
+    while len(found) < count:  # as many again, all leaping at once over what is there
+        later = torch.zeros_like(found)
+        for j, column in enumerate(leap_columns(leap * len(found))):
+            later ^= (found >> j & 1) * column
+        found = torch.cat([found, later])
+    return found[:count]
+
+
+def draw(key: Tensor, rows: int, columns: int) -> Tensor:
+    """Draw random bytes (rows, ceil(columns / 8)), uint8, from the 0-dimensional int64 ``key``."""
+    blocks = -(-rows // LEAP)
+    shifts = torch.arange(LEAP, device=key.device)
+    bits = states(seed_of(key), columns * blocks).unsqueeze(-1) >> shifts & 1
+    return pack(bits.view(columns, blocks * LEAP)[:, :rows].T.bool())
