@@ -21,7 +21,7 @@ LEAP = 16
 
 
 def seed_of(key: Tensor) -> Tensor:
-    """Return the register's seed: the key's low 32 bits, or 1 where they are all zero, from which it would not leave."""
+    """Return the register's seed: the key's low 32 bits, or 1 where they are all zero, a state that never changes."""
     return torch.where((low := key & (2**WIDTH - 1)) == 0, 1, low)
 
 
@@ -54,9 +54,14 @@ def states(seed: Tensor, count: int, leap: int = LEAP) -> Tensor:
     return found[:count]
 
 
+def signs(seed: Tensor, rows: int, columns: int, leap: int = LEAP) -> Tensor:
+    """Return where the feedback is +1, booleans (rows, columns), for a register of ``leap`` shifts a cycle."""
+    blocks = -(-rows // leap)
+    shifts = torch.arange(leap, device=seed.device)
+    bits = states(seed, columns * blocks, leap).unsqueeze(-1) >> shifts & 1
+    return bits.view(columns, blocks * leap)[:, :rows].T.bool()
+
+
 def draw(key: Tensor, rows: int, columns: int) -> Tensor:
     """Draw random bytes (rows, ceil(columns / 8)), uint8, from the 0-dimensional int64 ``key``."""
-    blocks = -(-rows // LEAP)
-    shifts = torch.arange(LEAP, device=key.device)
-    bits = states(seed_of(key), columns * blocks).unsqueeze(-1) >> shifts & 1
-    return pack(bits.view(columns, blocks * LEAP)[:, :rows].T.bool())
+    return pack(signs(seed_of(key), rows, columns))
