@@ -40,12 +40,13 @@ class Core(Unit):
         self.terms, self.width, self.lanes, self.blocks = terms, width, lanes, blocks
         self.valid, self.first, self.last = (self.input(name) for name in ("valid", "first", "last"))
         self.errors = [[self.input(f"e{j}_{i}", signed(width)) for i in range(terms)] for j in range(lanes)]
-        self.sums = [self.output(f"y{j}", signed(sum_width(product, terms, blocks))) for j in range(lanes)]
+        wide = signed(sum_width(product, terms, blocks))
+        self.sums = [self.output(f"y{j}", wide, reset_less=True) for j in range(lanes)]
         self.done = self.output("done")
 
     def held(self, m: Module, signal: Any, name: str) -> Signal:
         """Register an input; it keeps its value where none is valid, so that nothing behind it toggles."""
-        register = Signal(signal.shape(), name=name)
+        register = Signal(signal.shape(), name=name, reset_less=True)
         with m.If(self.valid):
             m.d.sync += register.eq(signal)
         return register
@@ -54,7 +55,7 @@ class Core(Unit):
         """Add up the cycles' sums, which are the third stage's inputs."""
         valid = first = last = None
         for stage in (1, 2, 3):
-            valid = delayed(m, self.valid if valid is None else valid, f"valid_{stage}")
+            valid = delayed(m, self.valid if valid is None else valid, f"valid_{stage}", reset=True)
             first = delayed(m, self.first if first is None else first, f"first_{stage}")
             last = delayed(m, self.last if last is None else last, f"last_{stage}")
         assert valid is not None and first is not None and last is not None

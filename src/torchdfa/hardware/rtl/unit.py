@@ -28,9 +28,9 @@ class Unit(Elaboratable):
         """Declare an input."""
         return self.inputs.setdefault(name, Signal(shape, name=name))
 
-    def output(self, name: str, shape: Any = 1, init: int = 0) -> Signal:
-        """Declare an output, and its value before the first clock edge."""
-        return self.outputs.setdefault(name, Signal(shape, name=name, init=init))
+    def output(self, name: str, shape: Any = 1, *, init: int = 0, reset_less: bool = False) -> Signal:
+        """Declare an output; ``init`` is its value before the first clock edge, and at reset."""
+        return self.outputs.setdefault(name, Signal(shape, name=name, init=init, reset_less=reset_less))
 
     @property
     def ports(self) -> list[Signal]:
@@ -45,9 +45,9 @@ def named(m: Module, name: str, value: Any) -> Signal:
     return signal
 
 
-def delayed(m: Module, signal: Signal, name: str) -> Signal:
-    """Return a signal of one clock ago."""
-    later = Signal(signal.shape(), name=name)
+def delayed(m: Module, signal: Signal, name: str, *, reset: bool = False) -> Signal:
+    """Return a signal of one clock ago. Data needs no reset: what is valid does."""
+    later = Signal(signal.shape(), name=name, reset_less=not reset)
     m.d.sync += later.eq(signal)
     return later
 
