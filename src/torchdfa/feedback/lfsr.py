@@ -1,9 +1,9 @@
 """Signs from a linear feedback shift register: the generator that a chip builds from 32 flip-flops and a few gates.
 
-The register shifts towards its high end; what enters at bit 0 is the parity of the tapped bits (x³² + x²² + x² + x + 1,
-period 2³² − 1). A chip leaps ``LEAP`` shifts a cycle and reads as many bits. Feature h reads ``ceil(K / LEAP)`` states
-in turn, the first feature's first state being the seed; bit k of them is the sign at row k: set for +1. What is left of
-the last state is not used. Bytes are laid out as :mod:`torchdfa.feedback.bits` says.
+The register shifts towards its high end, bit 31 being its output; what enters at bit 0 is the parity of the tapped bits
+(x³² + x²² + x² + x + 1, period 2³² − 1). The signs are its output in order, feature after feature: K for each, then as
+many unused ones as make up a multiple of ``LEAP``; set for +1. A chip that reads L bits a cycle, from bit 31 downwards,
+leaps L shifts; any L that divides ``LEAP`` reads the same signs. Bytes are laid out as :mod:`torchdfa.feedback.bits` says.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def states(seed: Tensor, count: int, leap: int = LEAP) -> Tensor:
 def signs(seed: Tensor, rows: int, columns: int, leap: int = LEAP) -> Tensor:
     """Return where the feedback is +1, booleans (rows, columns), for a register of ``leap`` shifts a cycle."""
     blocks = -(-rows // leap)
-    shifts = torch.arange(leap, device=seed.device)
+    shifts = WIDTH - 1 - torch.arange(leap, device=seed.device)
     bits = states(seed, columns * blocks, leap).unsqueeze(-1) >> shifts & 1
     return bits.view(columns, blocks * leap)[:, :rows].T.bool()
 

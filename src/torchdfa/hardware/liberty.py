@@ -333,3 +333,35 @@ def render(function: str, name: Callable[[str], str], negate: Callable[[str], st
     if peek():
         raise LibertyError(f"function {function!r}: {peek()!r} is left over.")
     return value
+
+
+def _gate(transistors: int, function: str, inputs: str = "AB") -> Cell:
+    pins = {pin: Pin(False, 0.0, "", (), ()) for pin in inputs}
+    return Cell(transistors, 0.0, {**pins, "Y": Pin(True, 0.0, function, (), ())}, None, "", "")
+
+
+def _flop(transistors: int) -> Cell:
+    pins = {"C": Pin(False, 0.0, "", (), ()), "D": Pin(False, 0.0, "", (), ()), "Q": Pin(True, 0.0, "IQ", (), ())}
+    return Cell(transistors, 0.0, pins, ("IQ", "IQN"), "D", "C")
+
+
+# Yosys' own gates, for synthesis without a library; the transistors are those that its `stat -tech cmos` counts.
+GENERIC = Library(
+    "generic",
+    1.0,
+    1.0,
+    1.0,
+    {
+        "$_NOT_": _gate(2, "!A", "A"),
+        "$_NAND_": _gate(4, "!(A & B)"),
+        "$_NOR_": _gate(4, "!(A | B)"),
+        "$_AND_": _gate(6, "A & B"),
+        "$_OR_": _gate(6, "A | B"),
+        "$_ANDNOT_": _gate(6, "A & !B"),
+        "$_ORNOT_": _gate(6, "A | !B"),
+        "$_XOR_": _gate(12, "A ^ B"),
+        "$_XNOR_": _gate(12, "!(A ^ B)"),
+        "$_MUX_": _gate(12, "(A & !S) | (B & S)", "ABS"),
+        "$_DFF_P_": _flop(16),
+    },
+)

@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from torchdfa.hardware.liberty import Arc, Cell, Library, LibertyError, read_liberty, render
+from torchdfa.hardware.liberty import GENERIC, Arc, Cell, LibertyError, Library, read_liberty, render
 from torchdfa.hardware.model.fixed import Integers
 from torchdfa.hardware.vectors import Vectors
 
@@ -44,8 +44,10 @@ class Process:
     flop_energy_has_load: bool = False
 
     @staticmethod
-    def read(path: Path | str, wires: float = 1.0) -> Process:
-        """Read a library, its wires' capacitances times ``wires``."""
+    def read(path: Path | None, wires: float = 1.0) -> Process:
+        """Read a library, its wires' capacitances times ``wires``; None: generic gates, areas in transistors."""
+        if path is None:
+            return Process(GENERIC, "generic gates, counted in transistors", 0, (0.0, 0.0), 0.0)
         library = read_liberty(path)
         known = yaml.safe_load(resources.files("torchdfa.hardware").joinpath("libraries.yaml").read_text())
         entry = next(e for e in known if fnmatchcase(library.name.lower(), e["match"].lower()))

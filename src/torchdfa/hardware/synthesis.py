@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import importlib.util
 import json
 import shutil
 import subprocess
 import sys
-import time
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from amaranth.back import rtlil
 
+from torchdfa import __version__
 from torchdfa.hardware.designs import DESIGNS, Parameters
 
 
@@ -20,31 +22,8 @@ class ToolError(RuntimeError):
     """A tool is missing or has failed; the message says which and how to get it, or what it said."""
 
 
-@dataclass(frozen=True)
-class Synthesis:
-    """What Yosys made of a design.
-
-    Attributes:
-        top: The module's name.
-        json: Its netlist.
-        verilog: The same in Verilog.
-        cells: Standard cells, or generic gates.
-        area: In the library's unit; NaN without a library.
-        transistors: Yosys' estimate for generic gates; 0 with a library.
-        seconds: That it took.
-    """
-
-    top: str
-    json: Path
-    verilog: Path
-    cells: int
-    area: float
-    transistors: int
-    seconds: float
-
-
-def yosys(script: str, folder: Path) -> str:
-    """Run a Yosys script in a folder, which holds all its files, and return what it said.
+def yosys(script: str, folder: Path) -> None:
+    """Run a Yosys script in a folder, which holds all its files.
 
     Raises:
         ToolError: Yosys is not installed, or stopped with an error.
@@ -57,11 +36,13 @@ def yosys(script: str, folder: Path) -> str:
     else:
         raise ToolError("Yosys is missing. Install it: pip install 'torchdfa[hardware]'")
     (folder / "script.ys").write_text(script)
-    done = subprocess.run([*command, "-q", "-s", "script.ys"], cwd=folder, capture_output=True, text=True, check=False)
+    command += ["-q", "-l", "log.txt", "-s", "script.ys"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
-        lines = (done.stdout + done.stderr).strip().splitlines()
-        raise ToolError(f"Yosys failed on {folder / 'script.ys'}: {' / '.join(lines[-3:])}")
-    return done.stdout
+        log = folder / "log.txt"
+        lines = [*done.stderr.splitlines(), *(log.read_text().splitlines() if log.is_file() else [])]
+        said = next((line for line in lines if "ERROR" in line), lines[-1] if lines else "it said nothing")
+        raise ToolError(f"Yosys failed on {folder / 'script.ys'}: {said}")
 
 
 def write_rtlil(name: str, parameters: Parameters, folder: Path) -> str:
@@ -80,26 +61,31 @@ def write_verilog(name: str, parameters: Parameters, folder: Path) -> Path:
     return folder / f"{top}.v"
 
 
-def synthesise(name: str, parameters: Parameters, library: Path | None, folder: Path) -> Synthesis:
-    """Map a design to a library's cells; without one, to generic gates."""
-    start = time.monotonic()
+def synthesise(name: str, parameters: Parameters, library: Path | None, folder: Path) -> Path:
+    """Map a design to a library's cells, or without one to generic gates; return the netlist's JSON.
+
+    ``gates.v`` beside it is the same in Verilog. What is there from the same settings is not made anew.
+    """
+    settings = {
+        "design": name,
+        "parameters": asdict(parameters),
+        "library": hashlib.sha256(library.read_bytes()).hexdigest() if library else None,
+        "torchdfa": __version__,
+    }
+    made, netlist = folder / "settings.json", folder / "netlist.json"
+    if made.is_file() and netlist.is_file() and json.loads(made.read_text()) == settings:
+        return netlist
+    made.unlink(missing_ok=True)
     top = write_rtlil(name, parameters, folder)
     lines = ["read_rtlil design.il", f"synth -flatten -top {top}" + (" -booth" if DESIGNS[name].booth else "")]
     if library is not None:
-        shutil.copy(library, folder / "cells.lib")
-        lines += ["dfflibmap -liberty cells.lib", "abc -liberty cells.lib", "setundef -zero", "opt_clean -purge", "delete t:$scopeinfo"]
-        lines += ["tee -q -o stat.json stat -json -liberty cells.lib"]
+        plain = gzip.decompress(library.read_bytes()) if library.suffix == ".gz" else library.read_bytes()
+        (folder / "cells.lib").write_bytes(plain)
+        lines += ["dfflibmap -liberty cells.lib", "abc -liberty cells.lib"]
     else:
-        lines += ["abc -g simple", "opt_clean -purge", "delete t:$scopeinfo", "tee -q -o stat.json stat -json -tech cmos"]
-    lines += ["rename -enumerate -pattern u% c:*", "write_json netlist.json", "write_verilog -noattr gates.v"]
+        lines += ["dfflegalize -cell $_DFF_P_ 01", "abc -g simple"]
+    lines += ["setundef -zero", "opt_clean -purge", "delete t:$scopeinfo", "rename -enumerate -pattern u% c:*"]
+    lines += [f"write_json {netlist.name}", "write_verilog -noattr gates.v"]
     yosys("\n".join(lines) + "\n", folder)
-    stat = json.loads((folder / "stat.json").read_text())["design"]
-    return Synthesis(
-        top,
-        folder / "netlist.json",
-        folder / "gates.v",
-        int(stat["num_cells"]),
-        float(stat.get("area", "nan")),
-        int(str(stat.get("estimated_num_transistors", 0)).rstrip("+") or 0),
-        time.monotonic() - start,
-    )
+    made.write_text(json.dumps(settings, indent=1))
+    return netlist

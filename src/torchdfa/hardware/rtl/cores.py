@@ -109,7 +109,7 @@ class Depc(Core):
                 self.lfsr.load.eq(self.load),
                 self.lfsr.step.eq(self.valid),
             ]
-            signs = self.lfsr.state[: self.terms]
+            signs = self.lfsr.state[::-1][: self.terms]
         else:
             signs = self.signs
         negative = self.held(m, named(m, "negative", ~signs), "negative_1")
