@@ -5,11 +5,9 @@ from __future__ import annotations
 import gzip
 import hashlib
 import importlib.util
-import json
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 from amaranth.back import rtlil
@@ -64,19 +62,15 @@ def write_verilog(name: str, parameters: Parameters, folder: Path) -> Path:
 def synthesise(name: str, parameters: Parameters, library: Path | None, folder: Path) -> Path:
     """Map a design to a library's cells, or without one to generic gates; return the netlist's JSON.
 
-    ``gates.v`` beside it is the same in Verilog. What is there from the same settings is not made anew.
+    ``gates.v`` beside it is the same in Verilog. What is there, made from the same RTL and library, is not made anew.
     """
-    settings = {
-        "design": name,
-        "parameters": asdict(parameters),
-        "library": hashlib.sha256(library.read_bytes()).hexdigest() if library else None,
-        "torchdfa": __version__,
-    }
-    made, netlist = folder / "settings.json", folder / "netlist.json"
-    if made.is_file() and netlist.is_file() and json.loads(made.read_text()) == settings:
+    top = write_rtlil(name, parameters, folder)
+    read = [folder / "design.il", *([library] if library is not None else [])]
+    made, netlist = folder / "made-from.txt", folder / "netlist.json"
+    from_these = "\n".join([__version__, name, *(hashlib.sha256(path.read_bytes()).hexdigest() for path in read)])
+    if made.is_file() and netlist.is_file() and made.read_text() == from_these:
         return netlist
     made.unlink(missing_ok=True)
-    top = write_rtlil(name, parameters, folder)
     lines = ["read_rtlil design.il", f"synth -flatten -top {top}" + (" -booth" if DESIGNS[name].booth else "")]
     if library is not None:
         plain = gzip.decompress(library.read_bytes()) if library.suffix == ".gz" else library.read_bytes()
@@ -87,5 +81,5 @@ def synthesise(name: str, parameters: Parameters, library: Path | None, folder: 
     lines += ["setundef -zero", "opt_clean -purge", "delete t:$scopeinfo", "rename -enumerate -pattern u% c:*"]
     lines += [f"write_json {netlist.name}", "write_verilog -noattr gates.v"]
     yosys("\n".join(lines) + "\n", folder)
-    made.write_text(json.dumps(settings, indent=1))
+    made.write_text(from_these)
     return netlist
