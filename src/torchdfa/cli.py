@@ -26,6 +26,7 @@ _REPRODUCE = (
     "Run an experiment of the papers, every method tuned alike, and write its page. Runs that are finished are not run "
     "again, one that was interrupted goes on, several processes may share the work."
 )
+_HARDWARE = "The accelerator: verify, synthesise, measure and report it; torchdfa hardware --help lists the commands."
 _EPILOG = """examples:
   torchdfa compare
   torchdfa compare --data cifar10 --train-size 5000
@@ -39,13 +40,18 @@ _EPILOG = """examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    extra = "hardware" if given[:1] == ["hardware"] else "train"
     try:
+        if extra == "hardware":
+            from torchdfa.hardware.commands import main as hardware
+
+            return hardware([_underscored(a) for a in given[1:]])
         return _run([_underscored(a) for a in given])
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("torchdfa"):
             raise
         return _fail(
-            f"the package {error.name} is missing. Install what the command line needs: pip install 'torchdfa[train]'"
+            f"the package {error.name} is missing. Install what the command line needs: pip install 'torchdfa[{extra}]'"
         )
 
 
@@ -105,6 +111,8 @@ def _run(arguments: list[str]) -> int:
     reproduce.add_argument("--report", action="store_true", help="Run nothing; make the page from what is there.")
     reproduce.add_argument("--print_config", action="store_true", help=_PRINT)
     commands.add_subcommand("reproduce", reproduce, help=_REPRODUCE)
+
+    commands.add_subcommand("hardware", ArgumentParser(description=_HARDWARE), help=_HARDWARE)
 
     if len(arguments) > 1 and arguments[0] == "train":
         arguments = ["train", *_with_stored_config(arguments[1:])]

@@ -31,7 +31,7 @@ class Chip:
         sram_pj: Picojoules a byte.
         dram_pj: Picojoules a byte: low, middle, high.
         dram_bandwidth: Bytes a cycle.
-        pj: Of a MAC, an addition, a generated sign, a weight's update, and a cycle of all that goes on anyhow.
+        pj: Of a MAC, an addition, a generated sign, and a weight's update.
         sources: Where the energies come from.
     """
 
@@ -84,7 +84,7 @@ def load_chip(name: str | Path) -> Chip:
             float(per_byte),
             (low, middle, high),
             float(fields["dram"]["bytes_per_cycle"]),
-            {k: float(fields["picojoules"][k]) for k in ("mac", "add", "sign_bit", "weight_update", "cycle")},
+            {k: float(fields["picojoules"][k]) for k in ("mac", "add", "sign_bit", "weight_update")},
             " ".join(fields["energies_from"].split()),
         )
     except (KeyError, TypeError) as error:

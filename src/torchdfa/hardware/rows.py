@@ -136,6 +136,74 @@ class Trained:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Stepped:
+    """A phase of a layer in a training step; as :class:`torchdfa.hardware.step.Cost`.
+
+    Attributes:
+        network: Its name.
+        chip: Its name.
+        rule: What trains.
+        batch: N.
+        layer: Its name.
+        phase: ``forward``, ``error``, ``gradient``, ``update``.
+        unit: Of the chip.
+        macs: Multiplications with an addition.
+        adds: Of signed terms.
+        sram_bytes: On chip.
+        dram_bytes: From and to DRAM.
+        feedback_bytes: Of these, for feedback.
+        compute_pj: Of operations.
+        sram_pj: Of on-chip memory.
+        dram_low_pj: Of DRAM, low.
+        dram_pj: Middle.
+        dram_high_pj: High.
+        cycles: Of the unit.
+        period: Of the whole step, its units in turn.
+        pipelined: Of the whole step, its units side by side.
+    """
+
+    network: str
+    chip: str
+    rule: str
+    batch: int
+    layer: str
+    phase: str
+    unit: str
+    macs: float
+    adds: float
+    sram_bytes: float
+    dram_bytes: float
+    feedback_bytes: float
+    compute_pj: float
+    sram_pj: float
+    dram_low_pj: float
+    dram_pj: float
+    dram_high_pj: float
+    cycles: float
+    period: float
+    pipelined: float
+
+
+@dataclass(frozen=True)
+class Crosschecked:
+    """A figure of ours beside another tool's.
+
+    Attributes:
+        what: The figure.
+        tool: The other.
+        unit: Of both.
+        ours: Our figure.
+        theirs: The other's.
+    """
+
+    what: str
+    tool: str
+    unit: str
+    ours: float
+    theirs: float
+
+
 def write(path: Path, kind: type[Row], rows: Iterable[Row]) -> None:
     """Write rows as CSV, all at once."""
     text = io.StringIO()
