@@ -3,7 +3,8 @@
 The register shifts towards its high end, bit 31 being its output; what enters at bit 0 is the parity of the tapped bits
 (x³² + x²² + x² + x + 1, period 2³² − 1). The signs are its output in order, feature after feature: K for each, then as
 many unused ones as make up a multiple of ``LEAP``; set for +1. A chip that reads L bits a cycle, from bit 31 downwards,
-leaps L shifts; any L that divides ``LEAP`` reads the same signs. Bytes are laid out as :mod:`torchdfa.feedback.bits` says.
+leaps L shifts; any L that divides ``LEAP`` reads the same signs. Bytes are laid out as in
+:mod:`torchdfa.feedback.bits`.
 """
 
 from __future__ import annotations

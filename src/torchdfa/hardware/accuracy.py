@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal, get_args
 
 import numpy as np
@@ -105,12 +106,10 @@ def train_heads(
             for name in arithmetics:
                 start = time.monotonic()
                 head = _train(config, data, method, name, seed)
-                top1 = [
-                    100 * float((head.predict(x) == y).mean())
-                    for x, y in ((data.test_x, data.test_y), (data.x, data.y))
-                ]
+                test = 100 * float((head.predict(data.test_x) == data.test_y).mean())
+                train = 100 * float((head.predict(data.x) == data.y).mean())
                 seconds = time.monotonic() - start
-                yield Trained(config.data, method, name, seed, *top1, config.epochs, config.lr, seconds)
+                yield Trained(config.data, method, name, seed, test, train, config.epochs, config.lr, seconds)
 
 
 def _train(
@@ -118,9 +117,7 @@ def _train(
 ) -> FloatHead | IntegerHead:
     rng = np.random.default_rng(seed)
     widths = [data.x.shape[1], *config.hidden, int(data.y.max()) + 1]
-    layers = [
-        (rng.normal(0, (2 / a) ** 0.5, (b, a)), np.zeros(b)) for a, b in zip(widths[:-1], widths[1:], strict=True)
-    ]
+    layers = [(rng.normal(0, (2 / a) ** 0.5, (b, a)), np.zeros(b)) for a, b in pairwise(widths)]
     settings = ARITHMETICS[arithmetic]
     if settings is None:
         head = FloatHead(layers, HeadConfig(method=method, lr=config.lr, seed=seed))

@@ -35,7 +35,9 @@ def sram_picojoules(kibibytes: float, nanometres: int) -> float:
     """
     text = resources.files("torchdfa.hardware").joinpath("memories.csv").read_text()
     rows = [r for r in csv.DictReader(line for line in text.splitlines() if line[0] != "#")]
-    found = {float(r["kib"]): (float(r["read_pj"]) + float(r["write_pj"])) / 2 for r in rows if int(r["nm"]) == nanometres}
+    found = {
+        float(r["kib"]): (float(r["read_pj"]) + float(r["write_pj"])) / 2 for r in rows if int(r["nm"]) == nanometres
+    }
     if not found:
         processes = sorted({int(r["nm"]) for r in rows})
         raise ValueError(f"no memory figures for {nanometres} nm; there are those of {processes} nm.")

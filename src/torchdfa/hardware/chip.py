@@ -68,8 +68,8 @@ def load_chip(name: str | Path) -> Chip:
     try:
         direct = fields["direct"] or {"terms": 0, "lanes": 0}
         sram = fields["sram"]
-        low, middle, high = (8 * x for x in fields["dram"]["pj_per_bit"])
-        per_byte = sram.get("pj_per_byte") or sram_picojoules(sram["kib"], fields["nanometres"])
+        low, middle, high = (8.0 * x for x in fields["dram"]["pj_per_bit"])
+        per_byte = sram.get("pj_per_byte") or sram_picojoules(float(sram["kib"]), int(fields["nanometres"]))
         return Chip(
             Path(name).stem,
             " ".join(fields["about"].split()),
@@ -88,7 +88,9 @@ def load_chip(name: str | Path) -> Chip:
             " ".join(fields["energies_from"].split()),
         )
     except (KeyError, TypeError) as error:
-        raise ValueError(f"chip {name}: {error} is missing or of the wrong kind; bdfa-65nm.yaml is an example.") from error
+        raise ValueError(
+            f"chip {name}: {error} is missing or of the wrong kind; bdfa-65nm.yaml is an example."
+        ) from error
 
 
 def _read(name: str | Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import cocotb
 import numpy as np
 from cocotb.triggers import Timer
+from cocotb.types import LogicArray
 
 
 @cocotb.test()
@@ -38,7 +39,7 @@ async def compare(dut: Any) -> None:
     found = []
     for t, checked in enumerate(arrays["checked"]):
         for name, values in inputs.items():
-            ports[name].value = cocotb.types.LogicArray(int(values[t]) & masks[name], len(ports[name]))
+            ports[name].value = LogicArray(int(values[t]) & masks[name], len(ports[name]))
         await Timer(1, "ns")
         for name, values in outputs.items() if checked else ():
             got, expected = str(ports[name].value), f"{int(values[t]) & masks[name]:0{len(ports[name])}b}"

@@ -1,4 +1,4 @@
-"""``torchdfa hardware``: verify, synth, power, step, accuracy, report. Each writes rows of a CSV file into one folder."""
+"""``torchdfa hardware``: verify, synth, power, step, accuracy, report. Each writes a CSV file into one folder."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class VerifyConfig:
         out: Folder of the results.
     """
 
-    parameters: Parameters = Parameters()
+    parameters: Parameters = field(default_factory=Parameters)
     designs: tuple[str, ...] | None = None
     library: str | None = None
-    recording: RecordConfig = RecordConfig()
+    recording: RecordConfig = field(default_factory=RecordConfig)
     cycles: int = 48
     out: str = OUT
 
@@ -63,7 +63,7 @@ class SynthConfig:
         out: Folder of the results.
     """
 
-    parameters: Parameters = Parameters()
+    parameters: Parameters = field(default_factory=Parameters)
     designs: tuple[str, ...] | None = None
     library: str | None = None
     verilog_only: bool = False
@@ -88,10 +88,10 @@ class PowerConfig:
         out: Folder of the results.
     """
 
-    parameters: Parameters = Parameters()
+    parameters: Parameters = field(default_factory=Parameters)
     designs: tuple[str, ...] | None = None
     library: str | None = None
-    recording: RecordConfig = RecordConfig()
+    recording: RecordConfig = field(default_factory=RecordConfig)
     wires: float = 1.0
     cycles: int = 32
     streams: int = 64

@@ -31,7 +31,7 @@ def mismatches(verilog: Path, vectors: Vectors) -> list[str]:
     folder.mkdir(exist_ok=True)
     arrays = {f"in {name}": v[:, 0] for name, v in vectors.inputs.items()}
     arrays |= {f"out {name}": v[:, 0] for name, v in vectors.outputs.items()}
-    np.savez(folder / "vectors.npz", checked=vectors.checked[:, 0], **arrays)
+    np.savez(folder / "vectors.npz", checked=vectors.checked[:, 0], **arrays)  # type: ignore[arg-type]
     result = folder / "mismatches.txt"
     result.unlink(missing_ok=True)
     # The simulator starts a Python of its own: the bench lies beside the vectors, so that it need not import all this.

@@ -1,4 +1,4 @@
-"""Reads what synthesis, timing and power need of a Liberty file: areas, functions, capacitances, delay and energy tables."""
+"""Reads Liberty files: areas, functions, capacitances, tables of delay and energy."""
 
 from __future__ import annotations
 
@@ -230,7 +230,9 @@ def _table(group: Group, templates: Mapping[str, Group]) -> Table:
         if index is None or len(numbers := _numbers(index)) < 2:
             continue
         # Constraint tables run over the clock's slew and the data's: the clock's takes the load's place.
-        axis = "load" if "capacitance" in variable or variable == "related_pin_transition" or "slew" in order else "slew"
+        axis = (
+            "load" if "capacitance" in variable or variable == "related_pin_transition" or "slew" in order else "slew"
+        )
         axes[axis] = numbers
         order.append(axis)
     values = _numbers(group.attributes["values"])

@@ -227,7 +227,7 @@ class Netlist:
         return found
 
     def _compiled(self) -> tuple[Callable[[list[int], int], None], Callable[[list[int], int], list[int]]]:
-        """Return functions made of the cells' own: settle the combinational nets; compute the flip-flops' next outputs."""
+        """Return functions made of the cells': settle the combinational nets; the flip-flops' next outputs."""
 
         def term(i: Instance) -> Callable[[str], str]:
             return lambda pin: _CONSTANTS[str(n)] if isinstance(n := i.nets[pin], str) else f"n[{n}]"

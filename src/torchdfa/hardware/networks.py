@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from torchdfa.rules import Rule
 
 def _fc(*widths: int) -> nn.Module:
     layers: list[nn.Module] = []
-    for below, above in zip(widths[:-1], widths[1:], strict=True):
+    for below, above in pairwise(widths):
         layers += [nn.Linear(below, above), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
@@ -26,7 +27,12 @@ def _fc(*widths: int) -> nn.Module:
 NETWORKS: dict[str, tuple[str, Callable[[], nn.Module], tuple[int, ...], int]] = {
     "vgg16": ("VGG-16 on CIFAR-10, batch 32", lambda: VGG16().build((3, 32, 32), 10), (3, 32, 32), 32),
     "tracker-head": ("MDNet's head 4608-512-512-2, batch 128", lambda: _fc(4608, 512, 512, 2), (4608,), 128),
-    "fc-head": ("VGG's ImageNet head 25088-4096-4096-1000, batch 32", lambda: _fc(25088, 4096, 4096, 1000), (25088,), 32),
+    "fc-head": (
+        "VGG's ImageNet head 25088-4096-4096-1000, batch 32",
+        lambda: _fc(25088, 4096, 4096, 1000),
+        (25088,),
+        32,
+    ),
 }
 RULES: dict[str, Rule] = {
     "BP": dfa.BP(),
@@ -66,7 +72,9 @@ def load_network(name: str, batch: int | None = None) -> tuple[nn.Module, Tensor
     return model, x
 
 
-def steps(name: str, chip: Chip, rules: list[str], batch: int | None = None) -> Iterator[tuple[StepCost, list[Stepped]]]:
+def steps(
+    name: str, chip: Chip, rules: list[str], batch: int | None = None
+) -> Iterator[tuple[StepCost, list[Stepped]]]:
     """Yield the cost of a step under each rule, and its rows; rules for convolutions only where there are some."""
     model, x = load_network(name, batch)
     convolutional = any(isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) for m in model.modules())

@@ -229,7 +229,9 @@ def read(path: Path, kind: type[Row]) -> list[Row]:
         reader = csv.DictReader(file)
         names: Sequence[str] = reader.fieldnames or []
         if list(names) != [f.name for f in fields(kind)]:  # type: ignore[arg-type]
-            raise ValueError(f"{path} has the columns {', '.join(names)}; expected those of {kind.__name__}. Remove it.")
+            raise ValueError(
+                f"{path} has the columns {', '.join(names)}; expected those of {kind.__name__}. Remove it."
+            )
         return [kind(**{name: types[name](value) for name, value in line.items()}) for line in reader]
 
 

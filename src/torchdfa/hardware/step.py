@@ -1,7 +1,7 @@
 """What one training step of a network costs on a described chip: operations, bytes, energy, cycles, by layer and phase.
 
-Each phase of a layer is a matrix product ``out (M, N) = a (M, K) · b (K, N)``. Weights lie in DRAM. Activations do, unless
-all of the step's fit half the on-chip memory; an error does, unless it fits by itself. From DRAM an operand comes once,
+Each phase of a layer is a matrix product ``out (M, N) = a (M, K) · b (K, N)``. Weights lie in DRAM. Activations do
+unless all the step's fit half the on-chip memory; an error does, unless it fits by itself. From DRAM an operand comes once,
 or, where neither fits half the on-chip memory, as often as the best of three orders needs. From the on-chip memory the
 MAC array reads a word a row and a word a column each cycle. Energies are those of the chip's description; DRAM's are
 given low, middle and high. Activation functions, norms and the loss are not counted.
@@ -107,7 +107,7 @@ class StepCost:
 
     def __str__(self) -> str:
         head = ("layer", "phase", "unit", "MACs", "adds", "DRAM bytes", "feedback", "µJ low", "µJ", "µJ high", "cycles")
-        lines = [head]
+        lines: list[tuple[str, ...]] = [head]
         for c in self.costs:
             energies = (f"{x / 1e6:.3g}" for x in c.picojoules)
             counts = (c.macs, c.adds, c.dram_bytes, c.feedback_bytes)
@@ -165,16 +165,16 @@ def step(
     learning = False  # whether a layer below does
     costs: list[Cost] = []
     for layer in layers:
-        costs.append(_product(chip, layer, "forward", places.forward(layer)))
+        costs.append(_product(chip, layer.name, "forward", places.forward(layer)))
         feedback = layer.module._modules.get("feedback")
         if isinstance(feedback, Feedback) and layer.name not in local:
             costs.append(_direct(places, layer, feedback, stored))
         elif learning:
-            cost = _product(chip, layer, "error", places.transposed(layer))
+            cost = _product(chip, layer.name, "error", places.transposed(layer))
             # Feedback alignment does what the transposed weights would, with weights of its own.
             costs.append(replace(cost, feedback_bytes=places.weights(layer)) if layer.name in local else cost)
         if layer.learns:
-            costs.append(_product(chip, layer, "gradient", places.gradient(layer)))
+            costs.append(_product(chip, layer.name, "gradient", places.gradient(layer)))
             costs.append(_update(chip, layer))
             learning = True
     tasks, repeats = _tasks(costs, [layer.name for layer in layers])
@@ -300,14 +300,21 @@ def dram_bytes(a: float, b: float, out: float, result: float, memory: float) -> 
     return min(hold_a, hold_b, hold_result) + out
 
 
-def _product(chip: Chip, layer: _Layer, phase: Phase, g: _Gemm) -> Cost:
+def product_cost(chip: Chip, m: int, k: int, n: int) -> Cost:
+    """Return the cost of one product of 16-bit operands, all in DRAM, on the MAC array."""
+    size = chip.bytes["weight"]
+    a, b, out = (size * x for x in (m * k, k * n, m * n))
+    return _product(chip, f"{m} × {k} × {n}", "forward", _Gemm(m, k, n, 1, a, b, out, out))
+
+
+def _product(chip: Chip, layer: str, phase: Phase, g: _Gemm) -> Cost:
     size = chip.bytes["weight"]
     dram = dram_bytes(g.a, g.b, g.out, _SUM_BYTES * g.m * g.n * g.groups, chip.sram_bytes / 2)
     # A word a row and a word a column each cycle; results once; what comes from DRAM is written on chip first.
     sram = g.macs * size * (1 / chip.columns + 1 / chip.rows) + g.written + dram
     cycles = g.groups * math.ceil(g.m / chip.columns) * math.ceil(g.n / chip.rows) * g.k
     return Cost(
-        layer.name,
+        layer,
         phase,
         "mac",
         g.macs,
@@ -336,7 +343,7 @@ def _direct(places: _Places, layer: _Layer, feedback: Feedback, stored: bool | N
     else:
         from_memory, fetched = True, k * h * size["feedback"]
     if not binary or not chip.terms:  # on the MAC array; a sign takes a weight's place
-        cost = _product(chip, layer, "error", _Gemm(rows, k, h, 1, 0.0, fetched, out, written))
+        cost = _product(chip, layer.name, "error", _Gemm(rows, k, h, 1, 0.0, fetched, out, written))
         return replace(cost, feedback_bytes=fetched, direct=True)
     dram = fetched + out
     terms = float(rows) * k * h

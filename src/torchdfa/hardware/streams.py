@@ -100,28 +100,33 @@ def record(config: RecordConfig) -> Recording:
     last, below = model.get_submodule(LAYER), model.get_submodule("classifier.2")
     assert isinstance(last, torch.nn.Linear) and isinstance(below, torch.nn.Linear)
     steps = len(x) // config.batch_size
+    kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def keep(layer: torch.nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        kept.append((inputs[0].detach(), output))
+
     for epoch in range(config.epochs):
         order = torch.randperm(len(x), generator=generator)
         for step in range(steps):
             batch = order[step * config.batch_size : (step + 1) * config.batch_size]
-            kept: list[torch.Tensor] = []
+            kept.clear()
             handles = []
-            if (epoch, step) == (config.epochs - 1, steps // 2):
-                for layer in (below, last):
-                    handles.append(layer.register_forward_hook(lambda m, i, o: kept.extend((i[0].detach(), o))))
+            recorded_now = (epoch, step) == (config.epochs - 1, steps // 2)
+            if recorded_now:
+                handles.append(below.register_forward_hook(keep))
+                handles.append(last.register_forward_hook(keep))
             logits = model(x[batch])
             for handle in handles:
                 handle.remove()
-            if kept:
-                _, sums, activation, _ = kept
-                sums.retain_grad()
-                logits.retain_grad()
+            for _, out in kept:
+                out.retain_grad()
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(logits, y[batch]).backward()
-            if kept:
-                assert sums.grad is not None and logits.grad is not None
+            if recorded_now:
+                (_, sums), (activation, outputs) = kept
+                assert sums.grad is not None and outputs.grad is not None
                 found = {
-                    "output_error": logits.grad,
+                    "output_error": outputs.grad,
                     "hidden_error": sums.grad,
                     "weight": last.weight.detach().clone(),
                     "hidden_weight": below.weight.detach().clone(),

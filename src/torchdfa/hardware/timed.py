@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -120,7 +121,7 @@ def _net(n: int | str) -> str:
     return f"n{n}" if isinstance(n, int) else _LITERALS[n]
 
 
-def _named(i: Instance):  # noqa: ANN202
+def _named(i: Instance) -> Callable[[str], str]:
     return lambda pin: _net(i.nets[pin])
 
 

@@ -200,7 +200,7 @@ def encoder_vectors(unit: RunLengthEncoder, maps: Integers) -> Vectors:
 
 
 def decoder_vectors(unit: RunLengthDecoder, maps: Integers) -> Vectors:
-    """Return the codes of feature maps (T, S), each put in as soon as the unit is free, and the maps as they come out."""
+    """Return the codes of feature maps (T, S), each as soon as the unit is free, and what comes out."""
     t, s = maps.shape
     inputs = {name: np.zeros((t + 1, s), np.int64) for name in ("run", "value", "valid")}
     for i in range(s):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from torchdfa.hardware.netlist import Netlist, Process
 from torchdfa.hardware.rows import Check
 from torchdfa.hardware.streams import Recording
 from torchdfa.hardware.synthesis import synthesise, write_verilog
-from torchdfa.hardware.vectors import Operands, generated
+from torchdfa.hardware.vectors import Operands, Vectors, generated
 
 
 def check_feedback(features: int = 64) -> Iterator[Check]:
@@ -75,16 +77,22 @@ def verify(
             stream = operands.name if DESIGNS[name].is_core else _stream_name(name, operands.name)
             found = [line for v in firsts for line in simulate.mismatches(unit, v)]
             yield Check(name, stream, "RTL", "", 2 * one, _first(found))
-            if operands is every[-1]:  # Amaranth and Yosys write it: once is enough, its start takes seconds
-                yield _optional(name, stream, "Verilog", "", one, cosimulate.installed(), "cocotb with Icarus Verilog",
-                                lambda v=firsts[0]: cosimulate.mismatches(verilog, v))  # fmt: skip
+            library_name, first = process.library.name, firsts[0]
+            # Amaranth and Yosys write the Verilog: one stream is enough, since its simulator takes seconds to start.
+            if operands is every[-1]:
+                run = partial(cosimulate.mismatches, verilog, first)
+                there, tool = cosimulate.installed(), "cocotb with Icarus Verilog"
+                yield _optional(Check(name, stream, "Verilog", "", one, ""), there, tool, run)
             found, _ = gates.simulate(vectors)
-            yield Check(name, stream, "gates", process.library.name, int(vectors.checked.sum()), _first(found))
+            yield Check(name, stream, "gates", library_name, int(vectors.checked.sum()), _first(found))
             if library is not None:
-                where = folder / process.library.name / name
-                yield _optional(name, stream, "timed gates", process.library.name, one, timed.installed(),
-                                "Icarus Verilog",
-                                lambda v=firsts[0], w=where: timed.simulate_timed(gates, v, w)[0])  # fmt: skip
+                run = partial(_timed, gates, first, folder / library_name / name)
+                check = Check(name, stream, "timed gates", library_name, one, "")
+                yield _optional(check, timed.installed(), "Icarus Verilog", run)
+
+
+def _timed(gates: Netlist, vectors: Vectors, folder: Path) -> list[str]:
+    return timed.simulate_timed(gates, vectors, folder)[0]
 
 
 def _streams(
@@ -104,19 +112,10 @@ def _stream_name(name: str, operands: str) -> str:
     return "random and extremes"
 
 
-def _optional(
-    unit: str,
-    stream: str,
-    against: str,
-    library: str,
-    compared: int,
-    there: bool,
-    tool: str,
-    run: Callable[[], list[str]],
-) -> Check:
+def _optional(check: Check, there: bool, tool: str, run: Callable[[], list[str]]) -> Check:
     if not there:
-        return Check(unit, stream, against, library, 0, f"skipped: {tool} is not installed")
-    return Check(unit, stream, against, library, compared, _first(run()))
+        return replace(check, compared=0, result=f"skipped: {tool} is not installed")
+    return replace(check, result=_first(run()))
 
 
 def _first(mismatches: list[str]) -> str:

@@ -59,7 +59,7 @@ class Fixed:
 
 
 def shift_round(values: Integers, shift: int, noise: Any = None) -> Integers:
-    """Return ``values · 2^-shift``, to the nearest, halves upward; with ``noise`` below 2^shift, ``(v + noise) >> shift``."""
+    """Return ``values · 2^-shift``, to the nearest, halves upward; or ``(values + noise) >> shift``."""
     if shift <= 0:
         return values << -shift
     return (values + ((1 << (shift - 1)) if noise is None else noise)) >> shift

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -37,7 +37,7 @@ class HeadConfig:
     """
 
     method: Method = "BDFA"
-    activations: Format = Format()
+    activations: Format = field(default_factory=Format)
     guard: int = 0
     rounding: Literal["nearest", "stochastic"] = "nearest"
     lr: float = 0.05

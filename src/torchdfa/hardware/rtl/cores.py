@@ -1,15 +1,17 @@
-"""The two error propagation cores: adders whose feedback is signs (DEPC), and multipliers whose feedback is weights (BP).
+"""The error propagation cores: adders whose feedback is signs (DEPC), multipliers whose feedback is weights (BP).
 
 Both take, each cycle, ``terms`` errors a lane and add up what they make of them; sums of more terms take several
 cycles (blocks), ``first`` and ``last`` mark their ends. Lanes are samples of the batch: they share the feedback.
 Stages: inputs, signed terms or products, the tree's sum, the accumulator.
 """
 
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
+# Amaranth's types say neither that `with m.If(...)` is a context nor which slices of a signal are values.
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from amaranth.hdl import Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Module, Mux, Signal, signed
 
 from torchdfa.feedback.lfsr import WIDTH
 from torchdfa.hardware.model.depc import sum_width
@@ -109,10 +111,10 @@ class Depc(Core):
                 self.lfsr.load.eq(self.load),
                 self.lfsr.step.eq(self.valid),
             ]
-            signs = self.lfsr.state[::-1][: self.terms]
+            signs = [self.lfsr.state[WIDTH - 1 - i] for i in range(self.terms)]
         else:
-            signs = self.signs
-        negative = self.held(m, named(m, "negative", ~signs), "negative_1")
+            signs = [self.signs[i] for i in range(self.terms)]
+        negative = self.held(m, named(m, "negative", Cat(*[~s for s in signs])), "negative_1")
         negative_2 = delayed(m, negative, "negative_2")
         count = add_tree(m, [negative_2[i] for i in range(self.terms)], "count")
         sums = []

@@ -1,5 +1,7 @@
 """The feedback generator: a 32-bit linear feedback shift register that leaps several shifts a cycle."""
 
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
+# Amaranth's types say neither that `with m.If(...)` is a context nor which slices of a signal are values.
 from __future__ import annotations
 
 from amaranth.hdl import Cat, Module

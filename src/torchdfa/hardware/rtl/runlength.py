@@ -1,5 +1,7 @@
 """The run-length codec of the output memory: an element or a code a cycle."""
 
+# pyright: reportGeneralTypeIssues=false
+# Amaranth types its `with m.If(...)` as a generator.
 from __future__ import annotations
 
 from amaranth.hdl import Module, Signal
@@ -22,7 +24,11 @@ class RunLengthEncoder(Unit):
         super().__init__()
         self.run_bits = run_bits
         self.x, self.valid, self.last = self.input("x", width), self.input("valid"), self.input("last")
-        self.run, self.value, self.ready = self.output("run", run_bits), self.output("value", width), self.output("ready")
+        self.run, self.value, self.ready = (
+            self.output("run", run_bits),
+            self.output("value", width),
+            self.output("ready"),
+        )
 
     def elaborate(self, platform: object) -> Module:
         """Build it."""

@@ -57,9 +57,7 @@ def add_tree(m: Module, terms: Sequence[Any], name: str) -> Any:
     level = 0
     while len(terms) > 1:
         level += 1
-        pairs = [
-            named(m, f"{name}_{level}_{i // 2}", terms[i] + terms[i + 1]) for i in range(0, len(terms) - 1, 2)
-        ]
+        pairs = [named(m, f"{name}_{level}_{i // 2}", terms[i] + terms[i + 1]) for i in range(0, len(terms) - 1, 2)]
         terms = [*pairs, *terms[len(terms) // 2 * 2 :]]
     return terms[0]
 
