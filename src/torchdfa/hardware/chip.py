@@ -94,7 +94,7 @@ def load_chip(name: str | Path) -> Chip:
 
 
 def _read(name: str | Path) -> dict[str, Any]:
-    own = resources.files("torchdfa.hardware").joinpath("chips", f"{name}.yaml")
+    own = resources.files("torchdfa.hardware").joinpath("chips").joinpath(f"{name}.yaml")
     if str(name) in chips():
         text = own.read_text()
     elif Path(name).is_file():

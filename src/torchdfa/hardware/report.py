@@ -138,8 +138,8 @@ def _synthesis(synthesised: Sequence[Synthesised]) -> Iterator[str]:
     first = synthesised[0]
     yield (
         f"Cores of {first.terms} terms a cycle, {first.lanes} lane{'s' if first.lanes > 1 else ''}, 16-bit errors. "
-        "Area in the library's unit (µm²; transistors for generic gates); path: the longest between registers, own static "
-        "timing, the clock ideal, multipliers in one cycle."
+        "Area in the library's unit (µm²; transistors for generic gates); path: the longest between registers, own "
+        "static timing, the clock ideal, multipliers in one cycle."
     )
     yield ""
     lines = [
@@ -213,9 +213,9 @@ def _power(
         low, high = min(s.energy for s in generated), max(s.energy for s in generated)
         yield (
             f"The datapath saves {low:.0f} to {high:.0f} %, by multiplier and stream. The paper's {PAPER} % is of a "
-            "whole core (§5.2; the abstract says: of the accelerator) and includes the memory's power; how that divides "
-            "is not published. So that figure is neither confirmed nor refuted here: the plot shows which share of common "
-            "power it implies for each baseline."
+            "whole core (§5.2; the abstract says: of the accelerator) and includes the memory's power; how that "
+            "divides is not published. So that figure is neither confirmed nor refuted here: the plot shows which "
+            "share of common power it implies for each baseline."
         )
         yield ""
     others = sorted({m.wires for m in measured} - {nominal[0].wires})

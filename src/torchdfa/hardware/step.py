@@ -1,10 +1,10 @@
 """What one training step of a network costs on a described chip: operations, bytes, energy, cycles, by layer and phase.
 
 Each phase of a layer is a matrix product ``out (M, N) = a (M, K) · b (K, N)``. Weights lie in DRAM. Activations do
-unless all the step's fit half the on-chip memory; an error does, unless it fits by itself. From DRAM an operand comes once,
-or, where neither fits half the on-chip memory, as often as the best of three orders needs. From the on-chip memory the
-MAC array reads a word a row and a word a column each cycle. Energies are those of the chip's description; DRAM's are
-given low, middle and high. Activation functions, norms and the loss are not counted.
+unless all the step's fit half the on-chip memory; an error does, unless it fits by itself. From DRAM an operand comes
+once, or, where neither fits half the on-chip memory, as often as the best of three orders needs. From the on-chip
+memory the MAC array reads a word a row and a word a column each cycle. Energies are those of the chip's description;
+DRAM's are given low, middle and high. Activation functions, norms and the loss are not counted.
 """
 
 from __future__ import annotations
