@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,34 +37,40 @@ class Energy:
 
 def energy(netlist: Netlist, changes: NDArray[np.float64]) -> Energy:
     """Return the energy of a cycle with so many changes of each net, (nets,); the clock's two are added."""
-    library, slews = netlist.process.library, netlist.timing.slews
-    charge = 0.5 * library.volts**2
     changes = changes.copy()
     changes[netlist.clock] = 2.0
-    spared = {n for i in netlist.flops for _, n in i.outputs()} if netlist.process.flop_energy_has_load else set()
-    nets = sum(charge * f * changes[n] for n, f in netlist.farads.items() if n != netlist.clock and n not in spared)
+    charges = _charges(netlist)
+    nets, cells, flops, clock = (float(changes @ joules) / 1e-12 for joules in charges)
+    return Energy(nets, cells, flops, clock, netlist.watts / 1e-6)
 
-    def within(i: Instance) -> float:
-        joules = 0.0
+
+@lru_cache(maxsize=8)
+def _charges(netlist: Netlist) -> tuple[NDArray[np.float64], ...]:
+    """Return the joules that one change of each net costs: in the net, in cells, in flip-flops, in the clock's net."""
+    process, slews = netlist.process, netlist.timing.slews
+    library = process.library
+    nets, cells, flops, clock = np.zeros((4, netlist.nets))
+    spared = {n for i in netlist.flops for _, n in i.outputs()} if process.flop_energy_has_load else set()
+    for net, farads in netlist.farads.items():
+        charged = clock if net == netlist.clock else nets
+        charged[net] = 0.0 if net in spared else 0.5 * library.volts**2 * farads
+
+    def add(i: Instance, joules: NDArray[np.float64]) -> None:
         for pin, net in i.nets.items():
-            arcs = i.cell.pins[pin].power
-            if not isinstance(net, int) or not changes[net] or not arcs:
+            arcs = [a for a in i.cell.pins[pin].power if a.tables]
+            if not isinstance(net, int) or not arcs:
                 continue
             # Rise and fall come in turn, and which input made an output change is not known: their mean.
             load = netlist.farads.get(net, 0.0) / library.farads if i.cell.pins[pin].output else 0.0
-            sources = [i.nets.get(a.related, net) for a in arcs]
-            tables = [
-                np.mean([t(slews[s] if isinstance(s, int) else netlist.process.slew, load) for t in a.tables.values()])
-                for a, s in zip(arcs, sources, strict=True)
-                if a.tables
-            ]
-            joules += changes[net] * float(np.mean(tables)) * library.farads if tables else 0.0
-        return joules
+            total = 0.0
+            for arc in arcs:
+                source = i.nets.get(arc.related, net)
+                slew = slews[source] if isinstance(source, int) else process.slew
+                total += sum(table(slew, load) for table in arc.tables.values()) / len(arc.tables)
+            joules[net] += total / len(arcs) * library.farads
 
-    return Energy(
-        nets / 1e-12,
-        sum(within(i) for i in netlist.order) / 1e-12,
-        sum(within(i) for i in netlist.flops) / 1e-12,
-        charge * 2 * netlist.farads[netlist.clock] / 1e-12,
-        netlist.watts / 1e-6,
-    )
+    for i in netlist.order:
+        add(i, cells)
+    for i in netlist.flops:
+        add(i, flops)
+    return nets, cells, flops, clock
