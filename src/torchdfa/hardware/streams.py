@@ -163,7 +163,7 @@ def corners(p: Parameters, cycles: int, streams: int, rng: np.random.Generator) 
     ends = np.array([-(2**15), 2**15 - 1, 0, 1, -1])
     operands = _synthetic("corners", p, cycles, streams, rng, lambda shape: rng.choice(ends, shape))
     # The first sums: all terms at one end.
-    operands.errors[: 2 * 3] = -(2**15)
+    operands.errors[: 2 * 3] = -(2 ** (p.width - 1))
     operands.weights[: 2 * 3] = -(2**15)
     operands.positive[:3], operands.positive[3:6] = False, True
     return Operands(**{**operands.__dict__, "block": 3})

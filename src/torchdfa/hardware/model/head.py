@@ -149,10 +149,10 @@ class IntegerHead:
             total = Fixed(product(error.values.T, h.values), error.fraction + h.fraction)
             bias = Fixed(error.values.sum(0)[:, None], error.fraction)
             both = np.concatenate([total.values, _align(bias, total.fraction)], 1)
-            self._update(i, Fixed(both, total.fraction), scale)
             tensors[f"input {i}"], tensors[f"error {i}"] = h, error
-            if i:
+            if i:  # through the weights as they were
                 error = self._below(i, error, output, h)
+            self._update(i, Fixed(both, total.fraction), scale)
         return tensors
 
     def predict(self, x: Floats) -> Integers:
