@@ -1,6 +1,7 @@
 """The integer model against hand formulas and brute force."""
 
 from fractions import Fraction
+from itertools import pairwise
 from math import floor
 
 import numpy as np
@@ -122,16 +123,19 @@ def test_softmax_error_is_near_the_real_one():
 
 def head(dims, seed=0):
     rng = np.random.default_rng(seed)
-    return [(rng.normal(0, (2 / a) ** 0.5, (b, a)), rng.normal(0, 0.1, b)) for a, b in zip(dims, dims[1:], strict=False)]
+    return [
+        (rng.normal(0, (2 / a) ** 0.5, (b, a)), rng.normal(0, 0.1, b)) for a, b in zip(dims, dims[1:], strict=False)
+    ]
 
 
 @pytest.mark.parametrize("method", ["BP", "BDFA"])
 def test_float_head_learns_as_pytorch_does(method):
     """The twin that integers are held against is the library's own: weights after two steps with momentum."""
     layers = head((12, 9, 8, 5))
-    model = torch.nn.Sequential(*(m for a, b in ((12, 9), (9, 8), (8, 5)) for m in (torch.nn.Linear(a, b), torch.nn.ReLU())))
-    del model[5]
-    model.double()
+    model = torch.nn.Sequential()
+    for a, b in pairwise((12, 9, 8, 5)):
+        model.extend([torch.nn.Linear(a, b), torch.nn.ReLU()])
+    model = model[:-1].double()
     for layer, (w, b) in zip(model[::2], layers, strict=True):
         layer.weight.data, layer.bias.data = torch.from_numpy(w.copy()), torch.from_numpy(b.copy())
     if method == "BDFA":
@@ -171,7 +175,9 @@ def test_integer_steps_follow_the_real_ones(method, rounding):
 
 def test_error_of_an_integer_step_is_the_feedback_of_pytorch():
     config = HeadConfig(seed=3)
-    tensors = IntegerHead(head((12, 20, 16, 5)), config).step(np.random.default_rng(0).normal(size=(32, 12)), np.arange(32) % 5)
+    tensors = IntegerHead(head((12, 20, 16, 5)), config).step(
+        np.random.default_rng(0).normal(size=(32, 12)), np.arange(32) % 5
+    )
     net = torch.nn.ModuleDict({"1": torch.nn.Linear(20, 16), "2": torch.nn.Linear(16, 5)})
     rule = dfa.BDFA(storage="seeded", generator="lfsr", seed=3, scale="unit")
     model = dfa.convert(torch.nn.Sequential(*net.values()), rule)
