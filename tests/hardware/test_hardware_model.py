@@ -103,9 +103,8 @@ def test_momentum_is_the_formula(seed):
     decay, rate = int(rng.integers(0, 2**16)), int(rng.integers(1, 2**16))
     align, narrow, apply = (int(x) for x in (rng.integers(8, 24), rng.integers(12, 21), rng.integers(10, 33)))
     noise = int(rng.integers(0, 2**32)) if seed % 2 else NEAREST
-    new_w, new_v = momentum(
-        np.array(w), np.array(v), np.array(g), decay=decay, rate=rate, align=align, narrow=narrow, apply=apply, noise=noise
-    )  # fmt: skip
+    settings = {"decay": decay, "rate": rate, "align": align, "narrow": narrow, "apply": apply, "noise": noise}
+    new_w, new_v = momentum(np.array(w), np.array(v), np.array(g), **settings)
     exact = Fraction(decay * v + g * 2**align, 2**narrow)
     assert new_v == min(max(floor(exact + Fraction(1, 2)), -(2**15)), 2**15 - 1)
     moved = (rate * int(new_v) + (noise >> (32 - apply))) // 2**apply
@@ -123,9 +122,7 @@ def test_softmax_error_is_near_the_real_one():
 
 def head(dims, seed=0):
     rng = np.random.default_rng(seed)
-    return [
-        (rng.normal(0, (2 / a) ** 0.5, (b, a)), rng.normal(0, 0.1, b)) for a, b in zip(dims, dims[1:], strict=False)
-    ]
+    return [(rng.normal(0, (2 / a) ** 0.5, (b, a)), rng.normal(0, 0.1, b)) for a, b in pairwise(dims)]
 
 
 @pytest.mark.parametrize("method", ["BP", "BDFA"])
