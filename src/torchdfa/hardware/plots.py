@@ -97,7 +97,9 @@ def plot_fetches(path: Path, fetches: Sequence[Fetch], core: float, title: str) 
                     axes.plot([i + shift] * 2, [min(found), max(found)], color=shown, lw=7, solid_capstyle="butt")
                     axes.plot([i + shift] * len(found), found, "_", color="black", ms=9)
         axes.axhline(core, color=_GREY, ls="--", lw=1)
-        axes.annotate("the DEPC itself", (len(whats) - 0.6, core), ha="right", va="bottom", fontsize=8)
+        axes.annotate(
+            "the DEPC itself", (0.99, core), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
+        )
         axes.set_xticks(range(len(whats)), [w.replace(" (", "\n(") for w in whats], fontsize=8)
         axes.plot([], [], color=_RED, lw=7, label="DRAM, fetched for one sample")
         axes.plot([], [], color=_BLUE, lw=7, label="DRAM, fetched for a batch of 32")
