@@ -247,7 +247,11 @@ def _power(
         yield ""
     lines = [(f.what, f.memory or "–", str(f.batch) if f.memory else "–", f"{f.picojoules:.3g}") for f in costs]
     yield from markdown(("feedback", "memory", "samples a fetch", "pJ a term"), lines)
-    yield from ("", "A fetch serves the samples of a batch. A core's lanes share a generated sign; the one measured has one lane.", "")
+    yield from (
+        "",
+        "A fetch serves the samples of a batch. A core's lanes share a generated sign; the one measured has one lane.",
+        "",
+    )
 
 
 def _step(folder: Path, chip: str, stepped: Sequence[Stepped], written: list[Path]) -> Iterator[str]:
