@@ -51,10 +51,11 @@ def test_rtl_is_the_model(name, operands, recording):
 
 
 @pytest.mark.parametrize("p", [Parameters(terms=1), Parameters(terms=3, lanes=3), Parameters(terms=7, width=9)])
-def test_cores_of_any_size(p):
+def test_cores_of_any_size(p, recording):
     for name in CORES:
-        found = vectors(name, "corners", p=p).stream(0)
-        assert simulate.mismatches(DESIGNS[name].build(p), found) == []
+        for operands in ("corners", "recorded"):
+            found = vectors(name, operands, p=p, recording=recording).stream(0)
+            assert simulate.mismatches(DESIGNS[name].build(p), found) == []
 
 
 def test_a_wrong_expectation_is_found():
@@ -81,6 +82,8 @@ def test_sizes_that_make_no_core_are_refused():
         Lfsr(33)
     with pytest.raises(ValueError, match="terms=0"):
         MacCore(terms=0)
+    with pytest.raises(ValueError, match="width=20, expected 2 to 16"):
+        Parameters(width=20)
     with pytest.raises(ValueError, match="expected 1 to 32"):
         Depc(terms=40, source="generator")
 

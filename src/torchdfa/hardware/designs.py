@@ -27,15 +27,23 @@ class Parameters:
 
     Args:
         terms: Added a cycle and lane; with the generator 1 to 32.
-        width: Bits of an error.
+        width: Bits of an error, 2 to 16.
         lanes: Samples at a time, which share the feedback.
         blocks: The longest sum, in cycles.
+
+    Raises:
+        ValueError: A size is out of range.
     """
 
     terms: int = 16
     width: int = 16
     lanes: int = 1
     blocks: int = 64
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("terms", 1, 256), ("width", 2, 16), ("lanes", 1, 256), ("blocks", 1, 2**16)):
+            if not low <= (value := getattr(self, name)) <= high:
+                raise ValueError(f"Parameters: {name}={value}, expected {low} to {high}.")
 
 
 @dataclass(frozen=True)

@@ -187,7 +187,7 @@ def recorded(
     features = weight.shape[1]
     blocks = -(-k // p.terms)
     padding = blocks * p.terms - k
-    error = np.pad(error, ((0, 0), (0, padding))).reshape(n, blocks, p.terms)
+    error = np.pad(error >> (16 - p.width), ((0, 0), (0, padding))).reshape(n, blocks, p.terms)
     weight = np.pad(weight, ((0, padding), (0, 0))).reshape(blocks, p.terms, features)
     generator = np.random.default_rng(recording.key & 0xFFFF)
     signs = generator.random(weight.shape) < 0.5
