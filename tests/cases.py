@@ -21,6 +21,7 @@ RULES = {
     "DFA-product": dfa.DFA(init="product"),
     "BDFA-packed": dfa.BDFA(),
     "BDFA-seeded": dfa.BDFA(storage="seeded"),
+    "BDFA-lfsr": dfa.BDFA(storage="seeded", generator="lfsr"),
     "BDFA-product": dfa.BDFA(init="product"),
     "BDFA-center": dfa.BDFA(center=True),
     "BDFA-unit": dfa.BDFA(scale="unit"),

@@ -263,6 +263,8 @@ def test_feedback_depends_on_the_seed_and_the_layer_alone(rule):
         (dfa.BDFA, {"storage": "bits"}, "'packed', 'seeded'"),
         (dfa.BDFA, {"storage": "seeded", "init": "product"}, "init='product'"),
         (dfa.CBDFA, {"storage": "seeded", "center": True}, "center=True"),
+        (dfa.BDFA, {"generator": "lfsr", "init": "product"}, "generator='lfsr'"),
+        (dfa.BDFA, {"generator": "dice"}, "'hash', 'lfsr'"),
         (dfa.CDFA, {"trunk": "bp"}, "'direct', 'chain'"),
         (dfa.CBDFA, {"trunk": "bp"}, "'direct', 'chain'"),
     ],

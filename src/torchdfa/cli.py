@@ -31,6 +31,7 @@ _BENCH = (
     "Measure this machine: which path the binary product takes, and its speed over torch.mm. The environment variable "
     "TORCHDFA_OPS chooses another path: avx512, avx2, neon, portable, or torch for none."
 )
+_HARDWARE = "The accelerator: verify, synthesise, measure and report it; torchdfa hardware --help lists the commands."
 _EPILOG = """examples:
   torchdfa compare
   torchdfa compare --data cifar10 --train-size 5000
@@ -45,13 +46,18 @@ _EPILOG = """examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    extra = "hardware" if given[:1] == ["hardware"] else "train"
     try:
+        if extra == "hardware":
+            from torchdfa.hardware.commands import main as hardware
+
+            return hardware([_underscored(a) for a in given[1:]])
         return _run([_underscored(a) for a in given])
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("torchdfa"):
             raise
         return _fail(
-            f"the package {error.name} is missing. Install what the command line needs: pip install 'torchdfa[train]'"
+            f"the package {error.name} is missing. Install what the command line needs: pip install 'torchdfa[{extra}]'"
         )
 
 
@@ -119,6 +125,7 @@ def _run(arguments: list[str]) -> int:
     bench.add_class_arguments(BenchConfig)
     bench.add_argument("--print_config", action="store_true", help=_PRINT)
     commands.add_subcommand("bench", bench, help=_BENCH)
+    commands.add_subcommand("hardware", ArgumentParser(description=_HARDWARE), help=_HARDWARE)
 
     if len(arguments) > 1 and arguments[0] == "train":
         arguments = ["train", *_with_stored_config(arguments[1:])]

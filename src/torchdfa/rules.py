@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from torchdfa.feedback import ConvFeedback, DenseFeedback, Feedback, PackedFeedback, SeededFeedback
-from torchdfa.feedback.bits import draw, key_of, unpack
+from torchdfa.feedback.binary import DRAW, Generator
+from torchdfa.feedback.bits import key_of, unpack
 from torchdfa.feedback.init import Init, Scale, Site, magnitude, product, uniform
 from torchdfa.structure import CUTTABLE
 
@@ -152,35 +153,43 @@ class BDFA(_FeedbackRule):
         seed: As in :class:`DFA`.
         storage: ``"packed"``: bits in memory. ``"seeded"``: random bits made anew from the seed at every use; the
             same ones as packed.
+        generator: Of random bits. ``"hash"`` makes any word alone and is the faster one here; ``"lfsr"`` is the shift
+            register that :mod:`torchdfa.hardware` builds, so that a network trained here and the chip have the same.
         center: Take the signs after subtracting the mean over the scope's outputs. With two classes, whose errors
             are opposite, uncentred signs leave every unit whose two signs agree without any error.
     """
 
     storage: Storage = "packed"
     center: bool = False
+    generator: Generator = "hash"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check("storage", get_args(Storage))
-        if self.storage == "seeded" and (self.init == "product" or self.center):
+        self._check("generator", get_args(Generator))
+        if self.init == "product" or self.center:
             what = "init='product'" if self.init == "product" else "center=True"
-            raise ValueError(
-                f"{type(self).__name__}: storage='seeded' draws random bits, which {what} does not have. "
-                "Use storage='packed'."
-            )
+            for name, needed in (("storage", "packed"), ("generator", "hash")):
+                if (value := getattr(self, name)) != needed:
+                    raise ValueError(
+                        f"{type(self).__name__}: {name}={value!r} draws random bits, which {what} does not have. "
+                        f"Use {name}={needed!r}."
+                    )
 
     def feedback(self, site: Site) -> Feedback:
         """Make ``B``, K × H bits, or the seed of them."""
         scale = site.weight.new_tensor(magnitude(self.scale, site))
         key = key_of(self.seed, site.name)
         if self.storage == "seeded":
-            return SeededFeedback(site.errors, site.features, key, scale, per_position=site.per_position)
+            return SeededFeedback(
+                site.errors, site.features, key, scale, per_position=site.per_position, generator=self.generator
+            )
         if self.init == "product":
             positive = self._centered(product(site)) >= 0
         elif self.center:
             positive = self._centered(uniform((site.errors, site.features), self.seed, site.name)) >= 0
         else:
-            bits = draw(torch.tensor(key), site.errors, site.features)
+            bits = DRAW[self.generator](torch.tensor(key), site.errors, site.features)
             positive = unpack(bits, site.features, torch.float32) > 0
         return PackedFeedback(positive.to(scale.device), scale, per_position=site.per_position)
 

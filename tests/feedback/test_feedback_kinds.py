@@ -52,10 +52,11 @@ def test_bytes(rule):
         assert f"{k} → {h}, {kept} bytes" in repr(feedback)
 
 
+@pytest.mark.parametrize("generator", ["hash", "lfsr"])
 @pytest.mark.parametrize("head", [dfa.BDFA, dfa.CBDFA])
-def test_seeded_bits_are_the_packed_ones(head):
+def test_seeded_bits_are_the_packed_ones(head, generator):
     for seed in range(3):
-        a, b = (fresh(NETS["conv"], head(seed=seed, storage=s)) for s in ("packed", "seeded"))
+        a, b = (fresh(NETS["conv"], head(seed=seed, storage=s, generator=generator)) for s in ("packed", "seeded"))
         pairs = [(m.feedback, b.get_submodule(n).feedback) for n, m in a.named_modules() if hasattr(m, "feedback")]
         assert len(pairs) >= 3
         for stored, drawn in pairs:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from torchdfa.feedback import bits
+from torchdfa.feedback import bits, lfsr
 from torchdfa.feedback.base import Feedback
 from torchdfa.ops import packed_product, seeded_product
+
+Generator = Literal["hash", "lfsr"]
+DRAW: dict[Generator, Callable[[Tensor, int, int], Tensor]] = {"hash": bits.draw, "lfsr": lfsr.draw}
 
 
 class BinaryFeedback(Feedback):
@@ -74,19 +78,32 @@ class SeededFeedback(BinaryFeedback):
         key: What :func:`torchdfa.feedback.bits.key_of` made of the seed and the layer's name.
         scale: s, 0-dimensional.
         per_position: See :class:`Feedback`.
+        generator: What makes the bits of the key.
     """
 
     key: Tensor
 
-    def __init__(self, errors: int, features: int, key: int, scale: Tensor, *, per_position: bool = False):
+    def __init__(
+        self,
+        errors: int,
+        features: int,
+        key: int,
+        scale: Tensor,
+        *,
+        per_position: bool = False,
+        generator: Generator = "hash",
+    ):
         super().__init__(errors, features, scale, per_position=per_position)
+        self.generator: Generator = generator
         self.register_buffer("key", torch.tensor(key, device=scale.device))
 
     def packed(self) -> Tensor:
         """Draw the bytes anew."""
-        return bits.draw(self.key, self.errors, self.features)
+        return DRAW[self.generator](self.key, self.errors, self.features)
 
     def forward(self, e: Tensor) -> Tensor:
-        """Return ``s · e @ B``, shape (N, H), for ``e`` of shape (N, K); the bits are never in memory."""
+        """Return ``s · e @ B``, shape (N, H), for ``e`` of shape (N, K); hashed bits are never in memory."""
+        if self.generator != "hash":
+            return super().forward(e)
         buffers: Any = self._buffers
         return seeded_product(e, buffers["key"], buffers["scale"], self.features)

@@ -1,0 +1,108 @@
+"""A described chip: its arrays, memories, clock, and what an operation or a byte costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from torchdfa.hardware.cacti import sram_picojoules
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What ``torchdfa.hardware.step`` needs of a chip.
+
+    Attributes:
+        name: Of its file.
+        about: What it is.
+        megahertz: Clock.
+        rows: Of the MAC array: outputs of one sample that are accumulated side by side.
+        columns: Of the MAC array: samples or positions side by side.
+        terms: Of the direct error propagation core, a cycle and lane; 0 where there is none.
+        lanes: Of it.
+        update_lanes: Weights that are updated a cycle.
+        bytes: Of an activation, error, weight, velocity and dense feedback entry.
+        sram_bytes: Of the on-chip memory, of which half holds what is used and half what is fetched next.
+        sram_pj: Picojoules a byte.
+        dram_pj: Picojoules a byte: low, middle, high.
+        dram_bandwidth: Bytes a cycle.
+        pj: Of a MAC, an addition, a generated sign, and a weight's update.
+        sources: Where the energies come from.
+    """
+
+    name: str
+    about: str
+    megahertz: float
+    rows: int
+    columns: int
+    terms: int
+    lanes: int
+    update_lanes: int
+    bytes: Mapping[str, float]
+    sram_bytes: int
+    sram_pj: float
+    dram_pj: tuple[float, float, float]
+    dram_bandwidth: float
+    pj: Mapping[str, float]
+    sources: str
+
+
+def chips() -> list[str]:
+    """Return the names of the chips that come with the package."""
+    files = resources.files("torchdfa.hardware").joinpath("chips").iterdir()
+    return sorted(f.name.removesuffix(".yaml") for f in files if f.name.endswith(".yaml"))
+
+
+def load_chip(name: str | Path) -> Chip:
+    """Read a chip: one of the package's by name, or a YAML file.
+
+    Raises:
+        ValueError: There is no such chip, or its file lacks something or has something else; it says what.
+    """
+    fields = _read(name)
+    try:
+        direct = fields["direct"] or {"terms": 0, "lanes": 0}
+        sram = fields["sram"]
+        low, middle, high = (8.0 * x for x in fields["dram"]["pj_per_bit"])
+        per_byte = sram.get("pj_per_byte") or sram_picojoules(float(sram["kib"]), int(fields["nanometres"]))
+        return Chip(
+            Path(name).stem,
+            " ".join(fields["about"].split()),
+            float(fields["clock_mhz"]),
+            int(fields["mac"]["rows"]),
+            int(fields["mac"]["columns"]),
+            int(direct["terms"]),
+            int(direct["lanes"]),
+            int(fields["update"]["lanes"]),
+            {k: float(fields["bytes"][k]) for k in ("activation", "error", "weight", "velocity", "feedback")},
+            int(sram["kib"] * 1024),
+            float(per_byte),
+            (low, middle, high),
+            float(fields["dram"]["bytes_per_cycle"]),
+            {k: float(fields["picojoules"][k]) for k in ("mac", "add", "sign_bit", "weight_update")},
+            " ".join(fields["energies_from"].split()),
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"chip {name}: {error} is missing or of the wrong kind; bdfa-65nm.yaml is an example."
+        ) from error
+
+
+def _read(name: str | Path) -> dict[str, Any]:
+    own = resources.files("torchdfa.hardware").joinpath("chips").joinpath(f"{name}.yaml")
+    if str(name) in chips():
+        text = own.read_text()
+    elif Path(name).is_file():
+        text = Path(name).read_text()
+    else:
+        raise ValueError(f"no chip {str(name)!r}: give a YAML file, or one of {', '.join(chips())}.")
+    fields = yaml.safe_load(text)
+    if not isinstance(fields, dict):
+        raise ValueError(f"chip {name}: its file holds no mapping.")
+    base = fields.pop("base", None)
+    return {**(_read(base) if base else {}), **fields}

@@ -1,0 +1,95 @@
+"""The worked examples of training steps, and loading any other network by name."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+import torchdfa as dfa
+from torchdfa.hardware.chip import Chip
+from torchdfa.hardware.rows import Stepped
+from torchdfa.hardware.step import StepCost, step
+from torchdfa.models import VGG16
+from torchdfa.rules import Rule
+
+
+def _fc(*widths: int) -> nn.Module:
+    layers: list[nn.Module] = []
+    for below, above in pairwise(widths):
+        layers += [nn.Linear(below, above), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+NETWORKS: dict[str, tuple[str, Callable[[], nn.Module], tuple[int, ...], int]] = {
+    "vgg16": ("VGG-16 on CIFAR-10, batch 32", lambda: VGG16().build((3, 32, 32), 10), (3, 32, 32), 32),
+    "tracker-head": ("MDNet's head 4608-512-512-2, batch 128", lambda: _fc(4608, 512, 512, 2), (4608,), 128),
+    "fc-head": (
+        "VGG's ImageNet head 25088-4096-4096-1000, batch 32",
+        lambda: _fc(25088, 4096, 4096, 1000),
+        (25088,),
+        32,
+    ),
+}
+RULES: dict[str, Rule] = {
+    "BP": dfa.BP(),
+    "FA": dfa.FA(scale="unit"),
+    "DFA": dfa.DFA(scale="unit"),
+    "BDFA, stored": dfa.BDFA(scale="unit"),
+    "BDFA, generated": dfa.BDFA(scale="unit", storage="seeded", generator="lfsr"),
+    "CDFA": dfa.CDFA(scale="unit"),
+    "CBDFA, stored": dfa.CBDFA(scale="unit"),
+    "CBDFA, generated": dfa.CBDFA(scale="unit", storage="seeded", generator="lfsr"),
+}
+
+
+def load_network(name: str, batch: int | None = None) -> tuple[nn.Module, Tensor]:
+    """Return a network and an input: a worked example, or what ``package.module:function`` returns of both.
+
+    Raises:
+        ValueError: There is none of that name.
+    """
+    if name in NETWORKS:
+        _, build, shape, own = NETWORKS[name]
+        with torch.random.fork_rng(devices=[]):
+            return build(), torch.zeros(batch or own, *shape)
+    module, colon, function = name.partition(":")
+    if not colon:
+        raise ValueError(
+            f"no network {name!r}: one of {', '.join(NETWORKS)}, or package.module:function, a function that "
+            "returns a network and an input of it."
+        )
+    try:
+        found = getattr(importlib.import_module(module), function)()
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"network {name!r}: {error}") from error
+    model, x = found if isinstance(found, tuple) and len(found) == 2 else (None, None)
+    if not isinstance(model, nn.Module) or not isinstance(x, Tensor):
+        raise ValueError(f"network {name!r} returned {type(found).__name__}, expected (torch.nn.Module, torch.Tensor).")
+    return model, x
+
+
+def steps(
+    name: str, chip: Chip, rules: list[str], batch: int | None = None
+) -> Iterator[tuple[StepCost, list[Stepped]]]:
+    """Yield the cost of a step under each rule, and its rows; rules for convolutions only where there are some."""
+    model, x = load_network(name, batch)
+    convolutional = any(isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) for m in model.modules())
+    for label in rules:
+        if label not in RULES:
+            raise ValueError(f"no rule {label!r}: {', '.join(map(repr, RULES))}.")
+        if label.startswith("C") and not convolutional:
+            continue
+        cost = step(model, RULES[label], x, chip=chip)
+        rows = [
+            Stepped(
+                name, chip.name, label, cost.batch, c.layer, c.phase, c.unit, c.macs, c.adds, c.sram_bytes,
+                c.dram_bytes, c.feedback_bytes, c.compute_pj, c.sram_pj, *c.dram_pj, c.cycles, cost.period,
+                cost.pipelined,
+            )
+            for c in cost.costs
+        ]  # fmt: skip
+        yield cost, rows

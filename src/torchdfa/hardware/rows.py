@@ -1,0 +1,241 @@
+"""The rows of a run's CSV files, and reading and writing them."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from torchdfa.training.checkpoint import write_atomically
+
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One verification: a unit on a stream in a simulator.
+
+    Attributes:
+        unit: The design, or what else is compared.
+        stream: What it was fed with.
+        against: ``PyTorch``, ``RTL`` (Amaranth's simulator), ``Verilog`` (cocotb), ``gates`` or ``timed gates``.
+        library: Of the gates; "" otherwise.
+        compared: Outputs compared, in cycles.
+        result: ``equal``, ``skipped: why``, or the first difference.
+    """
+
+    unit: str
+    stream: str
+    against: str
+    library: str
+    compared: int
+    result: str
+
+    @property
+    def failed(self) -> bool:
+        """Whether something differed."""
+        return self.result != "equal" and not self.result.startswith("skipped")
+
+
+@dataclass(frozen=True)
+class Synthesised:
+    """A design mapped to a library.
+
+    Attributes:
+        design: Its name.
+        library: The library's.
+        terms: Of a cycle and lane.
+        lanes: Of the cores.
+        cells: Standard cells.
+        flops: Of them flip-flops.
+        area: µm²; transistors for generic gates.
+        path_ns: Longest path between registers; 0 for generic gates.
+        leakage_uw: Microwatts.
+        seconds: For the synthesis.
+    """
+
+    design: str
+    library: str
+    terms: int
+    lanes: int
+    cells: int
+    flops: int
+    area: float
+    path_ns: float
+    leakage_uw: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A core's energy on a stream.
+
+    Attributes:
+        design: Its name.
+        library: The library's.
+        wires: The wires' capacitances, as a multiple of what ``libraries.yaml`` assumes.
+        stream: What it was fed with.
+        delays: ``zero`` or ``timed``.
+        cycles: Measured, in all streams.
+        changes: Of all nets a cycle.
+        picojoules: A cycle, dynamic.
+        nets_pj: Of them in wires and pins.
+        cells_pj: In combinational cells.
+        flops_pj: In flip-flops.
+        clock_pj: In the flip-flops' clock pins.
+        terms: That carried something, a cycle, in all lanes.
+    """
+
+    design: str
+    library: str
+    wires: float
+    stream: str
+    delays: str
+    cycles: int
+    changes: float
+    picojoules: float
+    nets_pj: float
+    cells_pj: float
+    flops_pj: float
+    clock_pj: float
+    terms: int
+
+    @property
+    def per_term(self) -> float:
+        """Picojoules a term that carried something."""
+        return self.picojoules / self.terms
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A head trained in one arithmetic.
+
+    Attributes:
+        data: The data set, or the features of it.
+        method: BP or BDFA.
+        arithmetic: ``float64``, ``16 bits`` …
+        seed: Of weights and order.
+        test_top1: Percent, after the last epoch.
+        train_top1: Percent.
+        epochs: Passes.
+        lr: Learning rate.
+        seconds: For the training.
+    """
+
+    data: str
+    method: str
+    arithmetic: str
+    seed: int
+    test_top1: float
+    train_top1: float
+    epochs: int
+    lr: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """A phase of a layer in a training step; as :class:`torchdfa.hardware.step.Cost`.
+
+    Attributes:
+        network: Its name.
+        chip: Its name.
+        rule: What trains.
+        batch: N.
+        layer: Its name.
+        phase: ``forward``, ``error``, ``gradient``, ``update``.
+        unit: Of the chip.
+        macs: Multiplications with an addition.
+        adds: Of signed terms.
+        sram_bytes: On chip.
+        dram_bytes: From and to DRAM.
+        feedback_bytes: Of these, for feedback.
+        compute_pj: Of operations.
+        sram_pj: Of on-chip memory.
+        dram_low_pj: Of DRAM, low.
+        dram_pj: Middle.
+        dram_high_pj: High.
+        cycles: Of the unit.
+        period: Of the whole step, its units in turn.
+        pipelined: Of the whole step, its units side by side.
+    """
+
+    network: str
+    chip: str
+    rule: str
+    batch: int
+    layer: str
+    phase: str
+    unit: str
+    macs: float
+    adds: float
+    sram_bytes: float
+    dram_bytes: float
+    feedback_bytes: float
+    compute_pj: float
+    sram_pj: float
+    dram_low_pj: float
+    dram_pj: float
+    dram_high_pj: float
+    cycles: float
+    period: float
+    pipelined: float
+
+
+@dataclass(frozen=True)
+class Crosschecked:
+    """A figure of ours beside another tool's.
+
+    Attributes:
+        what: The figure.
+        tool: The other.
+        unit: Of both.
+        ours: Our figure.
+        theirs: The other's.
+    """
+
+    what: str
+    tool: str
+    unit: str
+    ours: float
+    theirs: float
+
+
+def write(path: Path, kind: type[Row], rows: Iterable[Row]) -> None:
+    """Write rows as CSV, all at once."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [f.name for f in fields(kind)], lineterminator="\n")  # type: ignore[arg-type]
+    writer.writeheader()
+    for row in rows:
+        found = asdict(row)  # type: ignore[call-overload]
+        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in found.items()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: file.write(text.getvalue().encode()))
+
+
+def read(path: Path, kind: type[Row]) -> list[Row]:
+    """Read them; none where there is no file.
+
+    Raises:
+        ValueError: The file is of another kind.
+    """
+    if not path.is_file():
+        return []
+    types: dict[str, Callable[[str], Any]] = get_type_hints(kind)
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        names: Sequence[str] = reader.fieldnames or []
+        if list(names) != [f.name for f in fields(kind)]:  # type: ignore[arg-type]
+            raise ValueError(
+                f"{path} has the columns {', '.join(names)}; expected those of {kind.__name__}. Remove it."
+            )
+        return [kind(**{name: types[name](value) for name, value in line.items()}) for line in reader]
+
+
+def replace(path: Path, kind: type[Row], rows: Sequence[Row], same: Callable[[Row], Any]) -> None:
+    """Write rows to a file that may hold others; those for which ``same`` is that of a new one go."""
+    new = {same(row) for row in rows}
+    write(path, kind, [*(row for row in read(path, kind) if same(row) not in new), *rows])

@@ -1,0 +1,424 @@
+"""What one training step of a network costs on a described chip: operations, bytes, energy, cycles, by layer and phase.
+
+Each phase of a layer is a matrix product ``out (M, N) = a (M, K) · b (K, N)``. Weights lie in DRAM. Activations do
+unless all the step's fit half the on-chip memory; an error does, unless it fits by itself. From DRAM an operand comes
+once, or, where neither fits half the on-chip memory, as often as the best of three orders needs. From the on-chip
+memory the MAC array reads a word a row and a word a column each cycle. Energies are those of the chip's description;
+DRAM's are given low, middle and high. Activation functions, norms and the loss are not counted.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+import torchdfa
+from torchdfa.convert import conversion_of, is_converted
+from torchdfa.feedback import BinaryFeedback, Feedback, SeededFeedback
+from torchdfa.hardware.chip import Chip, load_chip
+from torchdfa.hardware.schedule import Task, period
+from torchdfa.rules import Rule
+
+Phase = Literal["forward", "error", "gradient", "update"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
+Range = tuple[float, float, float]
+_SUM_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a phase of a layer takes.
+
+    Attributes:
+        layer: Its name.
+        phase: ``forward``; ``error``: making the error at the layer's input; ``gradient`` of its weight; ``update``.
+        unit: Of the chip: ``mac``, ``direct``, ``update``.
+        macs: Multiplications with an addition.
+        adds: Additions of signed terms.
+        sram_bytes: Read and written on chip.
+        dram_bytes: From and to DRAM.
+        feedback_bytes: Of these, for feedback.
+        generated_bits: Signs made by the generator.
+        compute_pj: Of operations.
+        sram_pj: Of on-chip memory.
+        dram_pj: Low, middle, high.
+        cycles: Of the unit, or of DRAM where that is slower.
+        direct: Whether it is an error that comes from the network's output, and so waits for no other layer's.
+    """
+
+    layer: str
+    phase: Phase
+    unit: str
+    macs: float
+    adds: float
+    sram_bytes: float
+    dram_bytes: float
+    feedback_bytes: float
+    generated_bits: float
+    compute_pj: float
+    sram_pj: float
+    dram_pj: Range
+    cycles: float
+    direct: bool = False
+
+    @property
+    def picojoules(self) -> Range:
+        """All of it: low, middle, high."""
+        low, middle, high = (self.compute_pj + self.sram_pj + d for d in self.dram_pj)
+        return low, middle, high
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """A training step on a chip.
+
+    Attributes:
+        chip: Its description.
+        rule: What trains.
+        batch: N.
+        costs: By layer and phase.
+        period: Cycles from step to step, the units one after the other.
+        pipelined: The same where each unit goes on as soon as what it needs is there.
+    """
+
+    chip: Chip
+    rule: str
+    batch: int
+    costs: tuple[Cost, ...]
+    period: float
+    pipelined: float
+
+    def total(self, name: str, phases: Iterable[Phase] = PHASES) -> float:
+        """Return a field of the costs, added up over phases."""
+        chosen = set(phases)
+        return sum(getattr(c, name) for c in self.costs if c.phase in chosen)
+
+    def picojoules(self, phases: Iterable[Phase] = PHASES) -> Range:
+        """Return the energy of phases: low, middle, high by the energy of DRAM."""
+        chosen = [c.picojoules for c in self.costs if c.phase in set(phases)]
+        low, middle, high = (sum(c[i] for c in chosen) for i in range(3))
+        return low, middle, high
+
+    def __str__(self) -> str:
+        head = ("layer", "phase", "unit", "MACs", "adds", "DRAM bytes", "feedback", "µJ low", "µJ", "µJ high", "cycles")
+        lines: list[tuple[str, ...]] = [head]
+        for c in self.costs:
+            energies = (f"{x / 1e6:.3g}" for x in c.picojoules)
+            counts = (c.macs, c.adds, c.dram_bytes, c.feedback_bytes)
+            lines.append((c.layer, c.phase, c.unit, *(f"{x:,.0f}" for x in counts), *energies, f"{c.cycles:,.0f}"))
+        names = ("macs", "adds", "dram_bytes", "feedback_bytes")
+        energies = (f"{x / 1e6:.3g}" for x in self.picojoules())
+        lines.append(("total", "", "", *(f"{self.total(n):,.0f}" for n in names), *energies, f"{self.period:,.0f}"))
+        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+        text = [
+            "  ".join(c.ljust(w) if i < 3 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+            for line in lines
+        ]
+        text.append(f"pipelined: {self.pipelined:,.0f} cycles a step, {self.period / self.pipelined:.2f} × as fast")
+        return "\n".join(line.rstrip() for line in text)
+
+
+def step(
+    model: nn.Module,
+    rule: Rule | Mapping[str, Rule] | None,
+    batch: Tensor,
+    *,
+    chip: str | Chip = "bdfa-65nm",
+    stored: bool | None = None,
+) -> StepCost:
+    """Return what a training step of ``model`` by ``rule`` on ``batch`` costs on a chip.
+
+    Nothing is trained: a copy of the model runs forward once, for the shapes of its Linear and convolution layers.
+
+    >>> import torch, torchdfa as dfa
+    >>> from torchdfa.hardware import step
+    >>> net = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
+    >>> cost = step(net, dfa.BDFA(storage="seeded"), torch.zeros(32, 64))
+    >>> int(cost.total("macs", ["forward"])), int(cost.total("adds", ["error"]))
+    (75776, 10240)
+
+    Args:
+        model: Any network whose work is in Linear and convolution layers; others' operations are not counted.
+        rule: As :func:`torchdfa.convert` takes it; None: the model is converted already, or plain (BP).
+        batch: An input, (N, ...), of which only the shape matters.
+        chip: A name of :func:`torchdfa.hardware.chip.chips`, a YAML file, or a chip.
+        stored: Whether binary feedback comes from memory; by default where it is packed, not where it is seeded.
+
+    Raises:
+        ValueError: The model can't be converted so, or has no layer whose cost is known; the chip is unknown.
+    """
+    chip = chip if isinstance(chip, Chip) else load_chip(chip)
+    model = copy.deepcopy(model)
+    if rule is not None:
+        torchdfa.convert(model, rule, example=batch[:1])
+    layers = _layers(model, batch)
+    if not layers:
+        raise ValueError(f"step: {type(model).__name__} has no Linear or convolution layer, whose cost is counted.")
+    local = {n for n, r in conversion_of(model).rules.items() if r.local} if is_converted(model) else set()
+    places = _Places(chip, layers)
+    learning = False  # whether a layer below does
+    costs: list[Cost] = []
+    for layer in layers:
+        costs.append(_product(chip, layer.name, "forward", places.forward(layer)))
+        feedback = layer.module._modules.get("feedback")
+        if isinstance(feedback, Feedback) and layer.name not in local:
+            costs.append(_direct(places, layer, feedback, stored))
+        elif learning:
+            cost = _product(chip, layer.name, "error", places.transposed(layer))
+            # Feedback alignment does what the transposed weights would, with weights of its own.
+            costs.append(replace(cost, feedback_bytes=places.weights(layer)) if layer.name in local else cost)
+        if layer.learns:
+            costs.append(_product(chip, layer.name, "gradient", places.gradient(layer)))
+            costs.append(_update(chip, layer))
+            learning = True
+    tasks, repeats = _tasks(costs, [layer.name for layer in layers])
+    serial = sum(c.cycles for c in costs)
+    name = type(rule).__name__ if isinstance(rule, Rule) else ("as converted" if is_converted(model) else "BP")
+    return StepCost(chip, name, len(batch), tuple(costs), serial, period(tasks, repeats))
+
+
+@dataclass(frozen=True)
+class _Layer:
+    name: str
+    module: nn.Module
+    rows: int  # M: samples times positions
+    inner: int  # K: inputs of one output
+    outputs: int  # N, of all groups
+    groups: int
+    input_size: int  # elements of its input
+    learns: bool
+
+
+@dataclass(frozen=True)
+class _Gemm:
+    m: int
+    k: int
+    n: int
+    groups: int
+    a: float  # bytes of each operand in DRAM; none of what stays on chip
+    b: float
+    out: float
+    written: float  # bytes of the result, wherever it goes
+
+    @property
+    def macs(self) -> float:
+        return float(self.m) * self.k * self.n * self.groups
+
+
+def _layers(model: nn.Module, batch: Tensor) -> list[_Layer]:
+    found: list[_Layer] = []
+
+    def note(name: str) -> Any:
+        def hook(module: nn.Module, arguments: Any, keywords: Any, output: Tensor) -> None:
+            x: Tensor = arguments[0] if arguments else keywords["input"]
+            weight = module.weight
+            assert isinstance(weight, Tensor)
+            groups = getattr(module, "groups", 1)
+            outputs = weight.shape[0]
+            rows = output.numel() // outputs
+            inner = weight[0].numel()
+            found.append(_Layer(name, module, rows, inner, outputs, groups, x.numel(), weight.requires_grad))
+
+        return hook
+
+    handles = [
+        m.register_forward_hook(note(n), with_kwargs=True)
+        for n, m in model.named_modules()
+        if isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))
+    ]
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(batch)
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+class _Places:
+    """Where a step's tensors lie, and the products of a layer's phases with the bytes that they move."""
+
+    def __init__(self, chip: Chip, layers: list[_Layer]):
+        self.chip = chip
+        self.memory = chip.sram_bytes / 2
+        self.kept = sum(layer.input_size for layer in layers) * chip.bytes["activation"] <= self.memory
+
+    def weights(self, layer: _Layer) -> float:
+        return layer.inner * layer.outputs * self.chip.bytes["weight"]
+
+    def activation(self, layer: _Layer) -> float:
+        return 0.0 if self.kept else layer.input_size * self.chip.bytes["activation"]
+
+    def error(self, elements: int) -> float:
+        size = elements * self.chip.bytes["error"]
+        return 0.0 if size <= self.memory else size
+
+    def forward(self, layer: _Layer) -> _Gemm:
+        written = layer.rows * layer.outputs * self.chip.bytes["activation"]
+        out = 0.0 if self.kept else written
+        n = layer.outputs // layer.groups
+        a, b = self.activation(layer), self.weights(layer)
+        return _Gemm(layer.rows, layer.inner, n, layer.groups, a, b, out, written)
+
+    def transposed(self, layer: _Layer) -> _Gemm:
+        k = layer.outputs // layer.groups
+        a, b = self.error(layer.rows * layer.outputs), self.weights(layer)
+        written = layer.input_size * self.chip.bytes["error"]
+        return _Gemm(layer.rows, k, layer.inner, layer.groups, a, b, self.error(layer.input_size), written)
+
+    def gradient(self, layer: _Layer) -> _Gemm:
+        # It goes on to the momentum unit, whose traffic the update counts.
+        m = layer.outputs // layer.groups
+        a, b = self.error(layer.rows * layer.outputs), self.activation(layer)
+        return _Gemm(m, layer.rows, layer.inner, layer.groups, a, b, 0.0, 0.0)
+
+
+def dram_bytes(a: float, b: float, out: float, result: float, memory: float) -> float:
+    """Return the bytes that a product moves: the best of holding pieces of either operand, or of the result, on chip.
+
+    Args:
+        a: Bytes of an operand; none if it is on chip.
+        b: Of the other.
+        out: Of the result, where it goes to DRAM.
+        result: Of its sums, as long as they are added up.
+        memory: Bytes on chip.
+    """
+    if min(a, b) <= memory:
+        return a + b + out
+    hold_a = a + b * math.ceil(a / memory)
+    hold_b = b + a * math.ceil(b / memory)
+    # A square piece of the result: each operand comes once for each piece across.
+    hold_result = (a + b) * math.ceil(math.sqrt(max(1.0, result / memory)))
+    return min(hold_a, hold_b, hold_result) + out
+
+
+def product_cost(chip: Chip, m: int, k: int, n: int) -> Cost:
+    """Return the cost of one product of 16-bit operands, all in DRAM, on the MAC array."""
+    size = chip.bytes["weight"]
+    a, b, out = (size * x for x in (m * k, k * n, m * n))
+    return _product(chip, f"{m} × {k} × {n}", "forward", _Gemm(m, k, n, 1, a, b, out, out))
+
+
+def _product(chip: Chip, layer: str, phase: Phase, g: _Gemm) -> Cost:
+    size = chip.bytes["weight"]
+    dram = dram_bytes(g.a, g.b, g.out, _SUM_BYTES * g.m * g.n * g.groups, chip.sram_bytes / 2)
+    # A word a row and a word a column each cycle; results once; what comes from DRAM is written on chip first.
+    sram = g.macs * size * (1 / chip.columns + 1 / chip.rows) + g.written + dram
+    cycles = g.groups * math.ceil(g.m / chip.columns) * math.ceil(g.n / chip.rows) * g.k
+    return Cost(
+        layer,
+        phase,
+        "mac",
+        g.macs,
+        0.0,
+        sram,
+        dram,
+        0.0,
+        0.0,
+        g.macs * chip.pj["mac"],
+        sram * chip.sram_pj,
+        _range(chip, dram),
+        max(cycles, dram / chip.dram_bandwidth),
+    )
+
+
+def _direct(places: _Places, layer: _Layer, feedback: Feedback, stored: bool | None) -> Cost:
+    """Return the cost of an error that comes from the network's output, which stays on chip."""
+    chip, size = places.chip, places.chip.bytes
+    k, h = feedback.errors, feedback.features
+    rows = layer.input_size // h
+    error, written, out = rows * k * size["error"], rows * h * size["error"], places.error(rows * h)
+    binary = isinstance(feedback, BinaryFeedback)
+    if binary:
+        from_memory = not isinstance(feedback, SeededFeedback) if stored is None else stored
+        fetched = k * h / 8 if from_memory else 0.0
+    else:
+        from_memory, fetched = True, k * h * size["feedback"]
+    if not binary or not chip.terms:  # on the MAC array; a sign takes a weight's place
+        cost = _product(chip, layer.name, "error", _Gemm(rows, k, h, 1, 0.0, fetched, out, written))
+        return replace(cost, feedback_bytes=fetched, direct=True)
+    dram = fetched + out
+    terms = float(rows) * k * h
+    passes = math.ceil(rows / chip.lanes)
+    generated = 0.0 if from_memory else float(passes) * k * h
+    # Errors are held at the core's inputs while a lane's features pass, a block of terms at a time.
+    sram = error + fetched * passes + written + dram
+    cycles = passes * math.ceil(k / chip.terms) * h
+    return Cost(
+        layer.name,
+        "error",
+        "direct",
+        0.0,
+        terms,
+        sram,
+        dram,
+        fetched,
+        generated,
+        terms * chip.pj["add"] + generated * chip.pj["sign_bit"],
+        sram * chip.sram_pj,
+        _range(chip, dram),
+        max(cycles, dram / chip.dram_bandwidth),
+        direct=True,
+    )
+
+
+def _update(chip: Chip, layer: _Layer) -> Cost:
+    weights = layer.inner * layer.outputs
+    dram = weights * 2 * (chip.bytes["weight"] + chip.bytes["velocity"])
+    return Cost(
+        layer.name,
+        "update",
+        "update",
+        2.0 * weights,
+        0.0,
+        dram,
+        dram,
+        0.0,
+        0.0,
+        weights * chip.pj["weight_update"],
+        dram * chip.sram_pj,
+        _range(chip, dram),
+        max(weights / chip.update_lanes, dram / chip.dram_bandwidth),
+    )
+
+
+def _range(chip: Chip, dram: float) -> Range:
+    low, middle, high = (dram * pj for pj in chip.dram_pj)
+    return low, middle, high
+
+
+def _tasks(costs: list[Cost], order: list[str]) -> tuple[list[Task], dict[str, list[str]]]:
+    """Return a step's tasks, and which ones of the step before each waits for.
+
+    A layer's forward pass waits for its own update; a direct error for the output alone; an error through weights for
+    the error above. DRAM is shared as each task counts it.
+    """
+    by = {(c.layer, c.phase): c for c in costs}
+    tasks: list[Task] = []
+    repeats: dict[str, list[str]] = {}
+    for i, name in enumerate(order):
+        after = (f"forward {order[i - 1]}",) if i else ()
+        tasks.append(Task(f"forward {name}", "mac", by[name, "forward"].cycles, after))
+        if (name, "update") in by:
+            repeats[f"forward {name}"] = [f"update {name}"]
+    output = f"forward {order[-1]}"
+    at = output  # what the error at the current layer's output waits for
+    for i in range(len(order) - 1, -1, -1):
+        name = order[i]
+        if (gradient := by.get((name, "gradient"))) is not None:
+            tasks.append(Task(f"gradient {name}", "mac", gradient.cycles, (at,)))
+            tasks.append(Task(f"update {name}", "update", by[name, "update"].cycles, (f"gradient {name}",)))
+        error = by.get((name, "error"))
+        if error is not None:
+            needs = output if error.direct else at
+            tasks.append(Task(f"error {name}", error.unit, error.cycles, (needs,)))
+            at = f"error {name}"
+    return tasks, repeats

@@ -1,0 +1,169 @@
+"""The cost of a training step, against counts by hand and PyTorch's own counter."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import torchdfa as dfa
+from torchdfa.hardware import chips, load_chip, step
+from torchdfa.hardware.cacti import sram_picojoules
+from torchdfa.hardware.schedule import Task, finish_times, period
+from torchdfa.hardware.step import dram_bytes
+
+UNIT = {"scale": "unit"}
+LFSR = dfa.BDFA(storage="seeded", generator="lfsr", **UNIT)
+
+
+def head(*widths):
+    layers = []
+    for below, above in pairwise(widths):
+        layers += [nn.Linear(below, above), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def convnet(groups=1):
+    return nn.Sequential(
+        *(nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 12, 3, stride=2, groups=groups), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(108, 16), nn.ReLU(), nn.Linear(16, 10)),
+    )
+
+
+NETS = {"head": (lambda: head(24, 16, 12, 5), (8, 24)), "conv": (convnet, (8, 2, 8, 8))}
+RULES = {"BP": dfa.BP(), "FA": dfa.FA(**UNIT), "DFA": dfa.DFA(**UNIT), "CDFA": dfa.CDFA(**UNIT)}
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
+@pytest.mark.parametrize("net", NETS)
+def test_macs_are_those_that_pytorch_counts(net, rule):
+    build, shape = NETS[net]
+    x = torch.randn(shape)
+    model = build()
+    cost = step(model, rule, x)
+    dfa.convert(model, rule, example=x[:1])
+    with FlopCounterMode(display=False) as counter:
+        model(x).sum().backward()
+    assert 2 * cost.total("macs", ["forward", "error", "gradient"]) == counter.get_total_flops()
+
+
+def test_groups_by_hand():
+    """PyTorch counts the backward pass of grouped convolutions as if they had one group."""
+    cost = step(convnet(groups=4), dfa.BP(), torch.zeros(8, 2, 8, 8))
+    macs = {c.phase: c.macs for c in cost.costs if c.layer == "2"}
+    outputs = 8 * 3 * 3 * 12
+    assert macs == {phase: outputs * 8 // 4 * 9 for phase in ("forward", "error", "gradient")} | {
+        "update": 2 * 12 * 2 * 9
+    }
+
+
+def test_a_head_by_hand():
+    x = torch.zeros(8, 24)
+    cost = step(head(24, 16, 12, 5), LFSR, x)
+    by = {(c.layer, c.phase): c for c in cost.costs}
+    assert by["0", "forward"].macs == 8 * 24 * 16
+    assert by["2", "error"].adds == 8 * 5 * 16
+    assert by["2", "error"].generated_bits == 5 * 16  # one pass: 16 lanes share them
+    assert by["2", "error"].dram_bytes == by["2", "error"].feedback_bytes == 0
+    assert ("0", "error") not in by
+    # All activations fit on chip: weights alone come from DRAM.
+    assert by["0", "forward"].dram_bytes == 2 * 24 * 16
+    assert by["0", "update"].dram_bytes == 4 * 2 * 24 * 16
+    chip = load_chip("bdfa-65nm")
+    assert by["0", "forward"].compute_pj == pytest.approx(8 * 24 * 16 * chip.pj["mac"])
+    assert by["0", "forward"].dram_pj == pytest.approx([2 * 24 * 16 * 8 * pj for pj in (4, 20, 40)])
+    assert by["2", "error"].cycles == 16
+
+
+def test_where_binary_feedback_comes_from():
+    x = torch.zeros(8, 24)
+    stored = step(head(24, 16, 5), dfa.BDFA(**UNIT), x)
+    assert stored.total("feedback_bytes") == 5 * 16 / 8
+    assert step(head(24, 16, 5), LFSR, x, stored=True).total("feedback_bytes") == 5 * 16 / 8
+    assert step(head(24, 16, 5), dfa.DFA(**UNIT), x).total("feedback_bytes") == 2 * 5 * 16
+    assert step(head(24, 16, 5), dfa.FA(**UNIT), x).total("feedback_bytes") == 2 * 5 * 16
+
+
+def test_without_a_direct_core_signs_go_through_the_array():
+    cost = step(head(24, 16, 5), LFSR, torch.zeros(8, 24), chip="bp-65nm")
+    assert cost.total("adds") == 0
+    assert cost.total("macs", ["error"]) == 8 * 16 * 5
+
+
+def test_frozen_layers_have_neither_gradient_nor_error():
+    model = head(24, 16, 12, 5)
+    model[0].requires_grad_(False)
+    phases = {(c.layer, c.phase) for c in step(model, None, torch.zeros(8, 24)).costs}
+    assert phases == {("0", "forward")} | {(n, p) for n in "24" for p in ("forward", "gradient", "update")} | {
+        ("4", "error")
+    }
+
+
+def test_the_model_stays_as_it_is():
+    model = head(24, 16, 5).train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    step(model, dfa.BDFA(), torch.zeros(8, 24))
+    assert model.training and model.state_dict().keys() == before.keys()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_direct_errors_wait_for_no_layer_above():
+    """Deep and narrow: back-propagation's chain keeps the array busy for longer than it has work under DFA."""
+    model, x = head(*[64] * 6, 10), torch.zeros(64, 64)
+    bp, direct = step(model, dfa.BP(), x), step(model, LFSR, x)
+    assert direct.pipelined < bp.pipelined <= bp.period
+    assert direct.period < bp.period
+    assert "× as fast" in str(direct)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "out", "result", "expected"),
+    [
+        (10, 1000, 5, 0, 1015),  # one fits
+        (250, 1000, 5, 0, 1000 + 250 * 10 + 5),  # hold pieces of either: 3250 + … or 3505
+        (1000, 1000, 0, 50, 2000),  # the result fits
+        (1000, 1000, 7, 400, 2 * 2000 + 7),
+    ],
+)
+def test_dram_bytes_by_hand(a, b, out, result, expected):
+    best = min(expected, a + b * -(-a // 100) + out, b + a * -(-b // 100) + out)
+    assert dram_bytes(a, b, out, result, 100) == (min(best, (a + b) + out) if min(a, b) > 100 >= result else best)
+
+
+def test_a_schedule_by_hand():
+    tasks = [Task("a", "x", 3), Task("b", "y", 2, ("a",)), Task("c", "x", 4, ("a",)), Task("d", "y", 1, ("c", "b"))]
+    assert finish_times(tasks) == {"a": 3, "b": 5, "c": 7, "d": 8}
+    with pytest.raises(ValueError, match="never end"):
+        finish_times([Task("a", "x", 1, ("b",)), Task("b", "x", 1, ("a",))])
+    # Two units, each 3 a step, that overlap between steps; and that don't, where a step waits for the last one's end.
+    step_of = [Task("p", "x", 3), Task("q", "y", 3, ("p",))]
+    assert period(step_of, {}) == 3
+    assert period(step_of, {"p": ["q"]}) == 6
+
+
+def test_chips_are_read_and_errors_say_what_is_wrong(tmp_path):
+    assert {"bdfa-65nm", "bp-65nm", "edge-45nm"} <= set(chips())
+    for name in chips():
+        assert load_chip(name).sram_pj > 0
+    with pytest.raises(ValueError, match="one of bdfa-65nm"):
+        load_chip("none")
+    (tmp_path / "mine.yaml").write_text("base: edge-45nm\nclock_mhz: 400\n")
+    assert load_chip(tmp_path / "mine.yaml").megahertz == 400
+    (tmp_path / "bad.yaml").write_text("base: edge-45nm\nmac: {rows: 4}\n")
+    with pytest.raises(ValueError, match="'columns' is missing"):
+        load_chip(tmp_path / "bad.yaml")
+
+
+def test_memories_lie_between_their_neighbours():
+    assert sram_picojoules(8, 65) < sram_picojoules(12, 65) < sram_picojoules(16, 65)
+    assert sram_picojoules(64, 45) < sram_picojoules(64, 65)
+    with pytest.raises(ValueError, match="no memory figures for 7 nm"):
+        sram_picojoules(8, 7)
+    with pytest.raises(ValueError, match="go from 4 to 1024"):
+        sram_picojoules(2, 65)
+
+
+def test_a_network_without_layers_is_refused():
+    with pytest.raises(ValueError, match="no Linear or convolution"):
+        step(nn.Sequential(nn.ReLU()), None, torch.zeros(2, 3))
