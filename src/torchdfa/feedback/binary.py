@@ -7,6 +7,7 @@ from torch import Tensor
 
 from torchdfa.feedback import bits
 from torchdfa.feedback.base import Feedback
+from torchdfa.ops import packed_product, seeded_product
 
 
 class BinaryFeedback(Feedback):
@@ -28,8 +29,7 @@ class BinaryFeedback(Feedback):
 
     def forward(self, e: Tensor) -> Tensor:
         """Return ``s · e @ B``, shape (N, H), for ``e`` of shape (N, K)."""
-        # K is the narrow side: scaling e rather than the product saves a pass over (N, H).
-        return (e * self.scale.to(e.dtype)) @ self.signs(e.dtype)
+        return packed_product(e, self.packed(), self.scale, self.features)
 
     def dense(self) -> Tensor:
         """Return ``s · B``, shape (K, H)."""
@@ -77,3 +77,7 @@ class SeededFeedback(BinaryFeedback):
     def packed(self) -> Tensor:
         """Draw the bytes anew."""
         return bits.draw(self.key, self.errors, self.features)
+
+    def forward(self, e: Tensor) -> Tensor:
+        """Return ``s · e @ B``, shape (N, H), for ``e`` of shape (N, K); the bits are never in memory."""
+        return seeded_product(e, self.key, self.scale, self.features)

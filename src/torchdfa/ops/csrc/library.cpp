@@ -1,0 +1,143 @@
+// The library's C interface, the choice of the instruction set, and threads.
+#include "job.h"
+
+#include <pthread.h>
+#include <string.h>
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace {
+
+struct Path {
+    const char *name;
+    Range *range;
+};
+
+// Best first. A path that this machine can't run is left out of `paths`.
+Path paths[4];
+int count = 0;
+Range *chosen = nullptr;
+
+void find_paths() {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        paths[count++] = {"avx512", product_avx512};
+    if (avx2) paths[count++] = {"avx2", product_avx2};
+#elif defined(__aarch64__)
+    paths[count++] = {"neon", product_neon};
+#endif
+    paths[count++] = {"portable", product_portable};
+    chosen = paths[0].range;
+}
+
+// A process that was forked has only one of its parent's threads: the runtime's pool would wait for ever.
+bool forked = false;
+void on_fork() { forked = true; }
+
+__attribute__((constructor)) void start() {
+    find_paths();
+    pthread_atfork(nullptr, nullptr, on_fork);
+}
+
+// GOMP_parallel of the OpenMP runtime that torch uses: its threads serve here too. With a pool of our own, two pools
+// would spin against each other.
+typedef void Parallel(void (*)(void *), void *, unsigned, unsigned);
+Parallel *parallel = nullptr;
+
+struct Shared {
+    const Job *job;
+    Range *range;
+    int parts, next, failed;
+};
+
+void work(void *data) {
+    Shared &shared = *(Shared *)data;
+    const int64_t tiles = (shared.job->columns + TILE - 1) / TILE;
+    // A runtime may give fewer threads than it was asked for: parts are taken, not assigned.
+    for (int i; (i = __atomic_fetch_add(&shared.next, 1, __ATOMIC_RELAXED)) < shared.parts;) {
+        const int64_t begin = tiles * i / shared.parts * TILE, end = tiles * (i + 1) / shared.parts * TILE;
+        if (shared.range(*shared.job, begin, end < shared.job->columns ? end : shared.job->columns))
+            __atomic_store_n(&shared.failed, 1, __ATOMIC_RELAXED);
+    }
+}
+
+void *work_apart(void *data) {
+    work(data);
+    return nullptr;
+}
+
+// Products of a part below which a thread does not pay: some 10 µs of work.
+constexpr double SHARE = 1 << 21;
+// The same where threads must be started for the call.
+constexpr double SHARE_STARTED = 1 << 25;
+constexpr int MOST = 256;
+
+int run(const Job &job, int threads) {
+    if (job.rows <= 0 || job.columns <= 0) return 0;
+    if (job.errors <= 0) {
+        memset(job.out, 0, (size_t)(job.rows * job.columns) * sizeof(float));
+        return 0;
+    }
+    Range *range = chosen;
+    Parallel *pool = forked ? nullptr : parallel;
+    if (threads > 1) {
+        const double shares = (double)job.rows * job.errors * job.columns / (pool ? SHARE : SHARE_STARTED);
+        if (shares < threads) threads = (int)shares;
+        const int64_t tiles = (job.columns + TILE - 1) / TILE;
+        if (tiles < threads) threads = (int)tiles;
+    }
+    if (threads <= 1) return range(job, 0, job.columns);
+    if (threads > MOST) threads = MOST;
+    Shared shared = {&job, range, threads, 0, 0};
+    if (pool) {
+        pool(work, &shared, (unsigned)threads, 0);
+        return shared.failed;
+    }
+    pthread_t started[MOST];
+    int n = 0;
+    while (n < threads - 1 && pthread_create(&started[n], nullptr, work_apart, &shared) == 0) n++;
+    work(&shared);
+    while (n) pthread_join(started[--n], nullptr);
+    return shared.failed;
+}
+
+}  // namespace
+
+// Comes first in a product's life: which paths run here, best first, as one string with spaces between.
+EXPORT const char *torchdfa_paths() {
+    static char names[64];
+    names[0] = 0;
+    for (int i = 0; i < count; i++) {
+        if (i) strcat(names, " ");
+        strcat(names, paths[i].name);
+    }
+    return names;
+}
+
+// Choose a path by name; 0, or 1 if it does not run here.
+EXPORT int torchdfa_choose(const char *name) {
+    for (int i = 0; i < count; i++)
+        if (!strcmp(paths[i].name, name)) {
+            chosen = paths[i].range;
+            return 0;
+        }
+    return 1;
+}
+
+EXPORT void torchdfa_use_pool(void *gomp_parallel) { parallel = (Parallel *)gomp_parallel; }
+
+// Products with stored and with generated signs; 0, or 1 where memory ran out.
+EXPORT int torchdfa_packed(const float *e, int64_t rows, int64_t stride, int64_t errors, const uint8_t *packed,
+                           const float *scale, float *out, int64_t columns, int threads) {
+    const Job job = {e, rows, stride, errors, packed, 0, *scale, out, columns};
+    return run(job, threads);
+}
+
+EXPORT int torchdfa_seeded(const float *e, int64_t rows, int64_t stride, int64_t errors, const int64_t *key,
+                           const float *scale, float *out, int64_t columns, int threads) {
+    const Job job = {e, rows, stride, errors, nullptr, (uint64_t)*key, *scale, out, columns};
+    return run(job, threads);
+}
