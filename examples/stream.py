@@ -215,13 +215,7 @@ def compare(features: Path, seeds: int, memory: int, processes: int) -> dict[Run
             further = [(s, m, beyond(scores(curves, s, m))) for s, m in pairs]
             wanted = [Run(s, m, lr, SEARCH_SEED, "search", memory) for s, m, lr in further if lr is not None]
             progress.update(bar, total=progress.tasks[0].total + len(wanted))
-        do(
-            [
-                Run(s, m, best(scores(curves, s, m)), seed, "final", memory)
-                for s, m in pairs
-                for seed in range(seeds)
-            ]
-        )
+        do([Run(s, m, best(scores(curves, s, m)), seed, "final", memory) for s, m in pairs for seed in range(seeds)])
     return curves
 
 
@@ -242,7 +236,9 @@ def times(data: dict[str, Tensor], budget: float) -> dict[str, dict[int, float]]
     for n in (1, 1 + REPLAYED):
         x, y = data["stream x"][:n], data["stream y"][:n]
         heads = {method: new_head(method, 1e-6, 0) for method in METHODS}
-        medians = interleaved({m: lambda h=h: [h.step(x, y) for _ in range(10)] for m, h in heads.items()}, budget=budget)
+        medians = interleaved(
+            {m: lambda h=h: [h.step(x, y) for _ in range(10)] for m, h in heads.items()}, budget=budget
+        )
         for method, seconds in medians.items():
             found[method][n] = seconds / 10
     return found
@@ -258,9 +254,7 @@ def report(
         writer.writerow(("scenario", "method", "phase", "lr", "seed", "seen", "accuracy"))
         for run, curve in curves.items():
             for seen, accuracy in curve:
-                writer.writerow(
-                    (run.scenario, run.method, run.phase, run.lr, run.seed, seen, round(accuracy, 2))
-                )
+                writer.writerow((run.scenario, run.method, run.phase, run.lr, run.seed, seen, round(accuracy, 2)))
     finals = {
         (s, m): [c for r, c in curves.items() if (r.scenario, r.method, r.phase) == (s, m, "final")]
         for s in SCENARIOS

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from torchdfa.convert import conversion_of, convert, cut_of, is_converted, revert
 from torchdfa.online.layers import Activation, build_network, read_layers
-from torchdfa.online.update import gradient_norm, update_bias, update_weight
+from torchdfa.online.update import gradient_norm, update_bias
+from torchdfa.ops import sgd_update
 from torchdfa.rules import Rule
 
 
@@ -258,7 +259,7 @@ class OnlineHead:
         layer, settings = self._layers[i], {"lr": self._lr[i], "momentum": self.momentum, "decay": self.weight_decay}
         weight, bias = layer.linear.weight, layer.linear.bias
         if weight.requires_grad:
-            update_weight(weight, self._velocity_of(f"{layer.name}.weight", weight), error, x, **settings)
+            sgd_update(weight, self._velocity_of(f"{layer.name}.weight", weight), error, x, **settings)
         if bias is not None and bias.requires_grad:
             update_bias(bias, self._velocity_of(f"{layer.name}.bias", bias), error, **settings)
 

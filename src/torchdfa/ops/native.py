@@ -10,7 +10,7 @@ import ctypes
 import os
 import warnings
 from collections.abc import Callable
-from ctypes import c_char_p, c_int, c_int64, c_void_p
+from ctypes import c_char_p, c_float, c_int, c_int64, c_void_p
 from pathlib import Path
 
 import torch
@@ -20,6 +20,11 @@ VARIABLE = "TORCHDFA_OPS"
 _FILE = Path(__file__).with_name("_native.so")
 # Rows, stride, errors, bits or key, scale, out, columns, threads follow the pointer to the error.
 _ARGUMENTS = (c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_int64, c_int)
+# Weight, velocity, rows, columns, error, its stride, x, its stride, batch, lr, momentum, decay, threads.
+_UPDATE_ARGUMENTS = (
+    *(c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_int64, c_int64),
+    *(c_float, c_float, c_float, c_int),
+)
 # Multiply-adds from which a call lets other Python threads run; letting go and taking back costs more than a small one.
 _LONG = 1 << 18
 
@@ -31,6 +36,8 @@ class _Library:
         keeping, releasing = ctypes.PyDLL(str(file)), ctypes.CDLL(str(file))
         self.packed, self.seeded = _product(keeping, "packed"), _product(keeping, "seeded")
         self.packed_long, self.seeded_long = _product(releasing, "packed"), _product(releasing, "seeded")
+        self.update = releasing.torchdfa_update
+        self.update.argtypes = _UPDATE_ARGUMENTS
         keeping.torchdfa_paths.restype = c_char_p
         self.paths = tuple(keeping.torchdfa_paths().decode().split())
         keeping.torchdfa_choose.argtypes = (c_char_p,)
