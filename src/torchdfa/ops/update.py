@@ -54,12 +54,12 @@ def sgd_update(
     outputs, inputs = weight.shape
     if error.shape != (len(x), outputs) or x.shape != (len(error), inputs):
         raise ValueError(
-            f"sgd_update: a weight of shape {tuple(weight.shape)} needs errors (N, {outputs}) and inputs (N, {inputs}), "
-            f"found {tuple(error.shape)} and {tuple(x.shape)}."
+            f"sgd_update: a weight {tuple(weight.shape)} needs errors (N, {outputs}) and inputs (N, {inputs}), found "
+            f" {tuple(error.shape)} and {tuple(x.shape)}."
         )
     if velocity is not None and velocity.shape != weight.shape:
         raise ValueError(
-            f"sgd_update: velocity has shape {tuple(velocity.shape)}, the weight {tuple(weight.shape)}; they must agree."
+            f"sgd_update: the velocity's shape is {tuple(velocity.shape)}, the weight's {tuple(weight.shape)}."
         )
     with torch.no_grad():
         if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() == 0:
