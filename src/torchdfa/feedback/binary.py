@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -29,7 +31,9 @@ class BinaryFeedback(Feedback):
 
     def forward(self, e: Tensor) -> Tensor:
         """Return ``s · e @ B``, shape (N, H), for ``e`` of shape (N, K)."""
-        return packed_product(e, self.packed(), self.scale, self.features)
+        # Attributes of modules that are tensors are slow to read; at small sizes it shows.
+        buffers: Any = self._buffers
+        return packed_product(e, self.packed(), buffers["scale"], self.features)
 
     def dense(self) -> Tensor:
         """Return ``s · B``, shape (K, H)."""
@@ -54,7 +58,8 @@ class PackedFeedback(BinaryFeedback):
 
     def packed(self) -> Tensor:
         """Return the stored bytes."""
-        return self.packed_signs
+        buffers: Any = self._buffers
+        return buffers["packed_signs"]
 
 
 class SeededFeedback(BinaryFeedback):
@@ -80,4 +85,5 @@ class SeededFeedback(BinaryFeedback):
 
     def forward(self, e: Tensor) -> Tensor:
         """Return ``s · e @ B``, shape (N, H), for ``e`` of shape (N, K); the bits are never in memory."""
-        return seeded_product(e, self.key, self.scale, self.features)
+        buffers: Any = self._buffers
+        return seeded_product(e, buffers["key"], buffers["scale"], self.features)

@@ -11,6 +11,7 @@ import os
 import warnings
 from collections.abc import Callable
 from ctypes import c_char_p, c_float, c_int, c_int64, c_void_p
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ import torch
 VARIABLE = "TORCHDFA_OPS"
 # Without it a product runs as torch expressions.
 _FILE = Path(__file__).with_name("_native.so")
-# Rows, stride, errors, bits or key, scale, out, columns, threads follow the pointer to the error.
+# The error, its rows, the stride between them, K; bits or key, scale, out, columns, threads.
 _ARGUMENTS = (c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_int64, c_int)
 # Weight, velocity, rows, columns, error, its stride, x, its stride, batch, lr, momentum, decay, threads.
 _UPDATE_ARGUMENTS = (
@@ -26,18 +27,30 @@ _UPDATE_ARGUMENTS = (
     *(c_float, c_float, c_float, c_int),
 )
 # Multiply-adds from which a call lets other Python threads run; letting go and taking back costs more than a small one.
-_LONG = 1 << 18
+LONG = 1 << 18
 
 
-class _Library:
-    """The library's functions: for calls that keep Python's lock, and for long ones that don't."""
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A function of the library: one that keeps Python's lock and one for long calls that doesn't.
+
+    Both return 0, or 1 if memory ran out. ``source`` is the type that the bits, or the key, must have.
+    """
+
+    call: Callable[..., int]
+    long_call: Callable[..., int]
+    source: torch.dtype
+
+
+class Library:
+    """What the native library offers."""
 
     def __init__(self, file: Path):
         keeping, releasing = ctypes.PyDLL(str(file)), ctypes.CDLL(str(file))
-        self.packed, self.seeded = _product(keeping, "packed"), _product(keeping, "seeded")
-        self.packed_long, self.seeded_long = _product(releasing, "packed"), _product(releasing, "seeded")
-        self.update = releasing.torchdfa_update
-        self.update.argtypes = _UPDATE_ARGUMENTS
+        self.packed = _product(keeping, releasing, "torchdfa_packed", torch.uint8)
+        self.seeded = _product(keeping, releasing, "torchdfa_seeded", torch.int64)
+        self.update: Callable[..., int] = releasing.torchdfa_update
+        self.update.argtypes = _UPDATE_ARGUMENTS  # type: ignore[attr-defined]
         keeping.torchdfa_paths.restype = c_char_p
         self.paths = tuple(keeping.torchdfa_paths().decode().split())
         keeping.torchdfa_choose.argtypes = (c_char_p,)
@@ -48,10 +61,11 @@ class _Library:
             keeping.torchdfa_use_pool(pool)
 
 
-def _product(library: ctypes.CDLL, name: str) -> Callable[..., int]:
-    function = library[f"torchdfa_{name}"]
-    function.argtypes = _ARGUMENTS
-    return function
+def _product(keeping: ctypes.CDLL, releasing: ctypes.CDLL, name: str, source: torch.dtype) -> Product:
+    both = keeping[name], releasing[name]
+    for function in both:
+        function.argtypes = _ARGUMENTS
+    return Product(*both, source)
 
 
 def _torch_threads() -> c_void_p | None:
@@ -72,11 +86,11 @@ def _torch_threads() -> c_void_p | None:
         return None
 
 
-def _load() -> tuple[_Library | None, str]:
+def _load() -> tuple[Library | None, str]:
     if not _FILE.is_file():
         return None, f"{_FILE.name} was not built: no C++ compiler (GCC or Clang) was found when torchdfa was installed"
     try:
-        return _Library(_FILE), ""
+        return Library(_FILE), ""
     except (OSError, AttributeError) as error:
         return None, f"{_FILE} can't be loaded: {error}"
 
@@ -87,7 +101,7 @@ PATHS: tuple[str, ...] = (*(_library.paths if _library else ()), "torch")
 """Paths that run here, best first: instruction sets of the native library, and ``"torch"`` expressions."""
 
 # What products use; None: torch expressions. A module attribute, since it is read in every call.
-library: _Library | None = None
+library: Library | None = None
 _path = "torch"
 _warned = False
 

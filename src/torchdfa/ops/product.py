@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
+from torch.utils.flop_counter import register_flop_formula
 
 from torchdfa.feedback import bits
 from torchdfa.ops import native
@@ -24,6 +26,9 @@ _LIBRARY.define("seeded_product(Tensor e, Tensor key, Tensor scale, int columns)
 _packed_operator = torch.ops.torchdfa.packed_product.default
 _seeded_operator = torch.ops.torchdfa.seeded_product.default
 
+# Bound once: looking them up in every call shows at small sizes.
+_float32, _is_compiling = torch.float32, torch.compiler.is_compiling
+_modes, _tracing = torch._C._len_torch_dispatch_stack, torch._C._get_tracing_state
 _NATIVE_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -41,19 +46,19 @@ def packed_product(e: Tensor, packed: Tensor, scale: Tensor, columns: int) -> Te
     Raises:
         ValueError: The shapes don't fit each other.
     """
-    rows, errors = _sizes(e)
-    if packed.shape != (errors, (columns + 7) // 8):
-        raise ValueError(
-            f"packed_product: e of shape {tuple(e.shape)} and {columns} columns need signs of shape "
-            f"{(errors, (columns + 7) // 8)}, found {tuple(packed.shape)}."
-        )
     library = native.library
-    if library is not None and not torch.compiler.is_compiling() and _plain(e, scale) and packed.is_contiguous():
-        long = rows * errors * columns > native._LONG
-        out = _call(library.packed_long if long else library.packed, e, packed, scale, rows, errors, columns)
+    if library is not None:
+        out = _direct(library.packed, e, packed, (columns + 7) // 8, scale, columns)
         if out is not None:
             return out
-    return _packed_operator(e, packed, scale, columns)
+    _check(e)
+    if packed.shape != (e.shape[1], (columns + 7) // 8) or packed.dtype is not torch.uint8:
+        raise ValueError(
+            f"packed_product: e of shape {tuple(e.shape)} and {columns} columns need signs of shape "
+            f"{(e.shape[1], (columns + 7) // 8)}, uint8; found {tuple(packed.shape)}, {packed.dtype}."
+        )
+    product = _PackedProduct.apply if _derived(e) else _packed_operator
+    return product(e, packed, scale, columns)
 
 
 def seeded_product(e: Tensor, key: Tensor, scale: Tensor, columns: int) -> Tensor:
@@ -68,50 +73,65 @@ def seeded_product(e: Tensor, key: Tensor, scale: Tensor, columns: int) -> Tenso
     Raises:
         ValueError: ``e`` is no matrix.
     """
-    rows, errors = _sizes(e)
     library = native.library
-    if library is not None and not torch.compiler.is_compiling() and _plain(e, scale):
-        long = rows * errors * columns > native._LONG
-        out = _call(library.seeded_long if long else library.seeded, e, key, scale, rows, errors, columns)
+    if library is not None:
+        out = _direct(library.seeded, e, key, 0, scale, columns)
         if out is not None:
             return out
-    return _seeded_operator(e, key, scale, columns)
+    _check(e)
+    if key.dtype is not torch.int64 or key.numel() != 1:
+        raise ValueError(f"seeded_product: expected one int64 as the key, found {tuple(key.shape)}, {key.dtype}.")
+    product = _SeededProduct.apply if _derived(e) else _seeded_operator
+    return product(e, key, scale, columns)
 
 
-def _sizes(e: Tensor) -> tuple[int, int]:
-    if e.dim() != 2:
-        raise ValueError(f"an error of shape (N, K) is expected, found shape {tuple(e.shape)}.")
-    return e.shape[0], e.shape[1]
+def _derived(e: Tensor) -> bool:
+    return e.requires_grad and torch.is_grad_enabled() and not _is_compiling()
 
 
-# ---- calling the library
+def _check(e: Tensor) -> None:
+    if e.dim() != 2 or not e.is_floating_point():
+        raise ValueError(f"expected a floating-point error of shape (N, K), found {tuple(e.shape)}, {e.dtype}.")
 
 
-def _plain(e: Tensor, scale: Tensor) -> bool:
-    """Whether calling the library directly is the same as calling the operator, which costs some 3 µs more."""
-    return (
-        type(e) is Tensor
-        and e.dtype is scale.dtype is torch.float32
-        and e.is_cpu
-        and scale.is_cpu
-        and not e.requires_grad
-        and not e.is_neg()
-        and e.stride(1) == 1
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._get_tracing_state() is None
-    )
+def _direct(product: native.Product, e: Tensor, source: Tensor, row_bytes: int, scale: Tensor, columns: int) -> Any:
+    """Call the library without torch's dispatcher, which costs as much as a small product; None where that won't do.
 
-
-def _call(function: Any, e: Tensor, source: Tensor, scale: Tensor, rows: int, errors: int, columns: int) -> Any:
-    """Call a product of the library; None if a tensor has no memory of its own, as within ``torch.func``."""
+    It won't if anything watches or wraps the tensors (autograd, torch.func, torch.compile, modes), or if they are not
+    plainly laid out on the CPU.
+    """
+    shape = e.shape
+    if (
+        _is_compiling()
+        or type(e) is not Tensor
+        or len(shape) != 2
+        or not (e.is_cpu and source.is_cpu and scale.is_cpu)
+        or not (e.dtype is scale.dtype is _float32 and source.dtype is product.source)
+        or e.requires_grad
+        or e.is_neg()
+        or not (e.is_contiguous() and source.is_contiguous())
+        or _modes()
+        or _tracing() is not None
+    ):
+        return None
+    rows, errors = shape
+    if row_bytes and source.numel() != errors * row_bytes:
+        return None
     try:
-        at = e.data_ptr(), source.data_ptr(), scale.data_ptr()
-    except RuntimeError:
+        at = e.data_ptr()
+        source_at = source.data_ptr()
+        scale_at = scale.data_ptr()
+    except RuntimeError:  # within torch.func: no memory of its own
         return None
-    if not (source.is_cpu and all(at)):
+    if not (at and source_at and scale_at):  # empty, or zeros that are nowhere
         return None
-    out = e.new_empty((rows, columns))
-    if function(at[0], rows, e.stride(0), errors, at[1], at[2], out.data_ptr(), columns, torch.get_num_threads()):
+    out = e.new_empty(rows, columns)
+    if rows * errors * columns < native.LONG:
+        failed = product.call(at, rows, errors, errors, source_at, scale_at, out.data_ptr(), columns, 1)
+    else:
+        threads = torch.get_num_threads()
+        failed = product.long_call(at, rows, errors, errors, source_at, scale_at, out.data_ptr(), columns, threads)
+    if failed:
         raise MemoryError(f"binary product ({rows}, {errors}) @ ({errors}, {columns}): out of memory.")
     return out
 
@@ -132,14 +152,14 @@ def _packed_cpu(e: Tensor, packed: Tensor, scale: Tensor, columns: int) -> Tenso
     library = _library_for(e)
     if library is None:
         return _packed(e, packed, scale, columns)
-    return _native(library.packed_long, e, packed.contiguous(), scale, columns)
+    return _native(library.packed, e, packed.contiguous(), scale, columns)
 
 
 def _seeded_cpu(e: Tensor, key: Tensor, scale: Tensor, columns: int) -> Tensor:
     library = _library_for(e)
     if library is None:
         return _seeded(e, key, scale, columns)
-    return _native(library.seeded_long, e, key, scale, columns)
+    return _native(library.seeded, e, key, scale, columns)
 
 
 def _library_for(e: Tensor) -> Any:
@@ -150,13 +170,13 @@ def _library_for(e: Tensor) -> Any:
     return native.library
 
 
-def _native(function: Any, e: Tensor, source: Tensor, scale: Tensor, columns: int) -> Tensor:
+def _native(product: native.Product, e: Tensor, source: Tensor, scale: Tensor, columns: int) -> Tensor:
     e32, scale32 = e.to(torch.float32), scale.to(torch.float32)
     if e32.stride(1) != 1:
         e32 = e32.contiguous()
     out = e32.new_empty((e.shape[0], columns))
-    at = e32.data_ptr(), *e32.shape, source.data_ptr(), scale32.data_ptr(), out.data_ptr()
-    if function(at[0], at[1], e32.stride(0), *at[2:], columns, torch.get_num_threads()):
+    at = e32.stride(0), e.shape[1], source.data_ptr(), scale32.data_ptr(), out.data_ptr()
+    if product.long_call(e32.data_ptr(), e.shape[0], *at, columns, torch.get_num_threads()):
         raise MemoryError(f"binary product {tuple(e.shape)} @ ({e.shape[1]}, {columns}): out of memory.")
     return out.to(e.dtype)
 
@@ -179,14 +199,14 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(source, scale)
 
 
-def _packed_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _packed_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     packed, scale = ctx.saved_tensors
-    return _transposed(grad, packed, scale, ctx.columns), None, None, None
+    return _transposed(grads[0], packed, scale, ctx.columns), None, None, None
 
 
-def _seeded_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _seeded_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     key, scale = ctx.saved_tensors
-    return _transposed(grad, bits.draw(key, ctx.errors, ctx.columns), scale, ctx.columns), None, None, None
+    return _transposed(grads[0], bits.draw(key, ctx.errors, ctx.columns), scale, ctx.columns), None, None, None
 
 
 def _transposed(grad: Tensor, packed: Tensor, scale: Tensor, columns: int) -> Tensor:
@@ -194,6 +214,24 @@ def _transposed(grad: Tensor, packed: Tensor, scale: Tensor, columns: int) -> Te
     shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
     signs = ((packed.unsqueeze(-1) >> shifts) & 1).flatten(1)[:, :columns].to(grad.dtype) * 2 - 1
     return (grad @ signs.T) * scale.to(grad.dtype)
+
+
+class _PackedProduct(Function):
+    """The operator for derivatives within torch.func, where an operator's own registration is not supported."""
+
+    generate_vmap_rule = True
+    forward = staticmethod(packed_product)
+    setup_context = staticmethod(_keep)
+    backward = staticmethod(_packed_backward)
+
+
+class _SeededProduct(Function):
+    """As above, for generated bits."""
+
+    generate_vmap_rule = True
+    forward = staticmethod(seeded_product)
+    setup_context = staticmethod(_keep)
+    backward = staticmethod(_seeded_backward)
 
 
 # ---- torch.func.vmap
@@ -213,6 +251,10 @@ def _batched(operator: Any) -> Any:
     return rule
 
 
+def _flops(e: Any, source: Any, scale: Any, columns: int, *_: Any, **__: Any) -> int:
+    return 2 * e[0] * e[1] * columns  # as counted for a dense product, though the multiplications are only signs
+
+
 def _register(operator: Any, everywhere: Any, cpu: Any, shape: Any, backward: Any) -> None:
     name = operator.name()
     _LIBRARY.impl(name, everywhere, "CompositeExplicitAutograd")
@@ -220,6 +262,7 @@ def _register(operator: Any, everywhere: Any, cpu: Any, shape: Any, backward: An
     torch.library.register_fake(name, shape, lib=_LIBRARY)
     torch.library.register_autograd(name, backward, setup_context=_keep, lib=_LIBRARY)
     torch.library.register_vmap(name, _batched(operator), lib=_LIBRARY)
+    register_flop_formula(operator.overloadpacket)(_flops)
 
 
 _register(_packed_operator, _packed, _packed_cpu, _packed_shape, _packed_backward)
