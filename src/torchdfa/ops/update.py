@@ -55,7 +55,7 @@ def sgd_update(
     if error.shape != (len(x), outputs) or x.shape != (len(error), inputs):
         raise ValueError(
             f"sgd_update: a weight {tuple(weight.shape)} needs errors (N, {outputs}) and inputs (N, {inputs}), found "
-            f" {tuple(error.shape)} and {tuple(x.shape)}."
+            f"{tuple(error.shape)} and {tuple(x.shape)}."
         )
     if velocity is not None and velocity.shape != weight.shape:
         raise ValueError(
