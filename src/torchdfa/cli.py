@@ -1,4 +1,4 @@
-"""The command line: ``torchdfa train``, ``compare``, ``reproduce``; options and configurations are data classes."""
+"""The command line: ``torchdfa train``, ``compare``, ``reproduce``, ``bench``; options are data classes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torchdfa
 
 if TYPE_CHECKING:
     from torchdfa.experiments import CompareConfig, ReproduceConfig
+    from torchdfa.ops.bench import BenchConfig
     from torchdfa.training import TrainConfig
 
 _TRAIN = "Train one network by one rule."
@@ -26,6 +27,10 @@ _REPRODUCE = (
     "Run an experiment of the papers, every method tuned alike, and write its page. Runs that are finished are not run "
     "again, one that was interrupted goes on, several processes may share the work."
 )
+_BENCH = (
+    "Measure this machine: which path the binary product takes, and its speed over torch.mm. The environment variable "
+    "TORCHDFA_OPS chooses another path: avx512, avx2, neon, portable, or torch for none."
+)
 _EPILOG = """examples:
   torchdfa compare
   torchdfa compare --data cifar10 --train-size 5000
@@ -33,6 +38,7 @@ _EPILOG = """examples:
   torchdfa train --rule CBDFA --rule.init product --lr 0.02
   torchdfa train --data cifar10 --model VGG16 --model.width 0.25 --rule CDFA --out runs/cdfa
   torchdfa train --resume runs/cdfa
+  torchdfa bench ops
 """
 
 
@@ -55,6 +61,7 @@ def _run(arguments: list[str]) -> int:
     from torchdfa.data import DataError
     from torchdfa.experiments import CellError, CompareConfig, ReproduceConfig
     from torchdfa.models import Network
+    from torchdfa.ops.bench import BenchConfig
     from torchdfa.rules import Rule
     from torchdfa.training import CheckpointError, Interrupted, TrainConfig, TrainingError, to_dict
 
@@ -106,6 +113,12 @@ def _run(arguments: list[str]) -> int:
     reproduce.add_argument("--print_config", action="store_true", help=_PRINT)
     commands.add_subcommand("reproduce", reproduce, help=_REPRODUCE)
 
+    bench = ArgumentParser(description=_BENCH, print_config=None)
+    bench.add_argument("what", type=Literal["ops"], help="What to measure: the binary product.")
+    bench.add_class_arguments(BenchConfig)
+    bench.add_argument("--print_config", action="store_true", help=_PRINT)
+    commands.add_subcommand("bench", bench, help=_BENCH)
+
     if len(arguments) > 1 and arguments[0] == "train":
         arguments = ["train", *_with_stored_config(arguments[1:])]
     # What is not given is left to the data classes: with defaults, a network that is given by name would take over
@@ -116,6 +129,7 @@ def _run(arguments: list[str]) -> int:
         "train": (TrainConfig, _train, train),
         "compare": (CompareConfig, _compare, compare),
         "reproduce": (ReproduceConfig, _reproduce, reproduce),
+        "bench": (BenchConfig, _bench, bench),
     }[command]
     defaults = its_parser.get_defaults().as_dict()
     try:
@@ -187,6 +201,13 @@ def _reproduce(config: ReproduceConfig, options: dict[str, Any]) -> int:
             print(f"\ntorchdfa: stopped. Run the same command to go on; what is done is in {out}.", file=sys.stderr)
             raise
     print(f"written to {out}: {write_page(out).name}, table1.png, table1.svg, results.csv")
+    return 0
+
+
+def _bench(config: BenchConfig, options: dict[str, Any]) -> int:
+    from torchdfa.ops.bench import show
+
+    show(config)
     return 0
 
 

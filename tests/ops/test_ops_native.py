@@ -55,7 +55,7 @@ def test_choosing_a_path():
         assert ops.path() == "torch"
     finally:
         ops.choose(before)
-    with pytest.raises(ValueError, match="path 'sse9' does not run here.*expected one of .*torch"):
+    with pytest.raises(ValueError, match=r"path 'sse9' does not run here.*expected one of .*torch"):
         ops.choose("sse9")
     assert ops.path() == before
 

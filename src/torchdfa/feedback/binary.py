@@ -31,9 +31,7 @@ class BinaryFeedback(Feedback):
 
     def forward(self, e: Tensor) -> Tensor:
         """Return ``s · e @ B``, shape (N, H), for ``e`` of shape (N, K)."""
-        # Attributes of modules that are tensors are slow to read; at small sizes it shows.
-        buffers: Any = self._buffers
-        return packed_product(e, self.packed(), buffers["scale"], self.features)
+        return packed_product(e, self.packed(), self.scale, self.features)
 
     def dense(self) -> Tensor:
         """Return ``s · B``, shape (K, H)."""
@@ -58,8 +56,13 @@ class PackedFeedback(BinaryFeedback):
 
     def packed(self) -> Tensor:
         """Return the stored bytes."""
+        return self.packed_signs
+
+    def forward(self, e: Tensor) -> Tensor:
+        """Return ``s · e @ B``, shape (N, H), for ``e`` of shape (N, K)."""
+        # Attributes of modules that are tensors are slow to read; at small sizes it shows.
         buffers: Any = self._buffers
-        return buffers["packed_signs"]
+        return packed_product(e, buffers["packed_signs"], buffers["scale"], self.features)
 
 
 class SeededFeedback(BinaryFeedback):

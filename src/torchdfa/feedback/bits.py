@@ -37,7 +37,7 @@ def pack(positive: Tensor) -> Tensor:
 def unpack(packed: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
     """Return the signs ±1, shape (K, columns), of bytes (K, ceil(columns / 8))."""
     octets = _OCTETS.to(packed.device, dtype).index_select(0, packed.flatten().int())
-    return octets.view(len(packed), -1)[:, :columns]
+    return octets.view(len(packed), 8 * packed.shape[1])[:, :columns]
 
 
 def draw(key: Tensor, rows: int, columns: int) -> Tensor:
@@ -48,7 +48,7 @@ def draw(key: Tensor, rows: int, columns: int) -> Tensor:
     words = _mix(_mix(index ^ (key & _LOW32)) ^ (key >> 32))
     shifts = torch.arange(0, 32, 8, device=key.device)
     octets = (words.unsqueeze(-1) >> shifts) & 0xFF
-    return octets.to(torch.uint8).view(rows, -1)[:, : -(-columns // 8)]
+    return octets.to(torch.uint8).view(rows, 4 * words_per_row)[:, : -(-columns // 8)]
 
 
 def _mix(words: Tensor) -> Tensor:
