@@ -247,6 +247,8 @@ def test_feedback_of_a_network_around_is_kept(rule):
         F.cross_entropy(whole(x), y).backward()
         optimizer.step()
     agree(head, whole.get_submodule("classifier"), {"rtol": 1e-4, "atol": 1e-6})
+    with pytest.raises(ValueError, match="these layers have feedback of a rule on the network around them"):
+        OnlineHead(vgg.get_submodule("classifier"), rule=dfa.DFA(), lr=0.1)
     with pytest.raises(ValueError, match="reset_feedback: the feedback belongs to the network around"):
         head.reset_feedback()
     with pytest.raises(ValueError, match="save: the feedback belongs to the network around"):

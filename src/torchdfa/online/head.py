@@ -52,7 +52,7 @@ class OnlineHead:
     ``alignment`` can be asked about it, ``revert(head.net)`` takes it off, autograd trains ``net`` by the same rule.
 
     Args:
-        net: Sizes from the input to the K classes, or the ``nn.Sequential`` to train.
+        net: Sizes from the input to the K classes, or the ``nn.Sequential`` to train, on the device where it stays.
         rule: One rule, or one a pattern of layer names, as in :func:`torchdfa.convert`. None: the feedback that the
             layers have already, or BP.
         lr: Learning rate; one for all Linear layers, or one each, the first first.
@@ -111,8 +111,17 @@ class OnlineHead:
         self._generator = torch.Generator(self._weight.device).manual_seed(seed)
         self._velocity: dict[str, Tensor] = {}
         if rule is not None:
+            if not is_converted(net) and any(cut_of(layer) for layer in self.layers):
+                raise ValueError(
+                    "OnlineHead: these layers have feedback of a rule on the network around them. Leave out rule= to keep "
+                    "it, or revert that network."
+                )
             convert(net, rule)
         self._check_feedback()
+
+    def __repr__(self) -> str:
+        shape = "-".join(map(str, self.sizes))
+        return f"OnlineHead({shape}, lr={self.lr}, momentum={self.momentum}, weight_decay={self.weight_decay})"
 
     # -------------------------------------------------------------------------------------------- what it consists of
 
