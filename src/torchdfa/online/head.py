@@ -113,8 +113,8 @@ class OnlineHead:
         if rule is not None:
             if not is_converted(net) and any(cut_of(layer) for layer in self.layers):
                 raise ValueError(
-                    "OnlineHead: these layers have feedback of a rule on the network around them. Leave out rule= to keep "
-                    "it, or revert that network."
+                    "OnlineHead: these layers have feedback of a rule on the network around them. Leave out rule= to "
+                    "keep it, or revert that network."
                 )
             convert(net, rule)
         self._check_feedback()
