@@ -138,27 +138,20 @@ def two_threads(seconds: float, rows: list[dict[str, object]], missed: list[str]
     for size, batches in ((LARGE, (8, 32, 128, 512)), (VOCABULARY, (1, 8, 32)), (SMALL, (128, 512))):
         for batch in batches:
             functions = candidates(*size, batch)
-            chosen = {}
-            for name in ("mm", "stored", "generated"):
+            del functions["mm bfloat16"]
+            found: dict[str, list[float]] = {}
+            for _ in range(8):  # a change of number makes torch start its threads anew: not call by call
                 for threads in (1, 2):
-                    chosen[f"{name} {threads}"] = with_threads(threads, functions[name])
-            times = median(chosen, 2 * seconds, threads=2)
+                    torch.set_num_threads(threads)
+                    for name, each in rounds(functions, seconds / 16, threads=2, least=3).items():
+                        found.setdefault(f"{name} {threads}", []).extend(each)
             torch.set_num_threads(1)
+            times = {name: statistics.median(each) for name, each in found.items()}
             ratio = {n: times[f"{n} 1"] / times[f"{n} 2"] for n in ("mm", "stored", "generated")}
             print(f"{size[0]:>6} ×{size[1]:>5} {batch:>5}", *(f"{n} {r:.2f}" for n, r in ratio.items()), flush=True)
             rows += [record("threads", size, batch, n, t) for n, t in times.items()]
             if ratio["stored"] < TWO_THREADS_AIM:
                 missed.append(f"{size}, batch {batch}: two threads {ratio['stored']:.2f} × one, aim {TWO_THREADS_AIM}")
-
-
-def with_threads(threads: int, function: Callable[[], object]) -> Callable[[], object]:
-    """Return a function that runs with so many threads."""
-
-    def run() -> None:
-        torch.set_num_threads(threads)
-        function()
-
-    return run
 
 
 def small_feedback(seconds: float, rows: list[dict[str, object]], missed: list[str]) -> None:

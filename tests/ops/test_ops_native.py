@@ -62,7 +62,7 @@ def test_choosing_a_path():
 
 def test_choosing_by_the_environment():
     ask = "from torchdfa import ops; print(ops.path())"
-    for name in ops.PATHS:
+    for name in ops.PATHS[-2:]:  # each costs an import of torch
         assert run(ask, TORCHDFA_OPS=name).stdout.strip() == name
     wrong = run(ask, TORCHDFA_OPS="sse9")
     assert wrong.returncode != 0

@@ -49,7 +49,7 @@ struct Stored {
         return v;
     }
     INLINE void prefetch(int64_t k, int rows, int64_t byte) const {
-        for (int i = 0; i < rows; i++) __builtin_prefetch(bits + (k + i) * row_bytes + byte, 0, 2);
+        for (int i = 0; i < rows; i++) __builtin_prefetch(bits + (k + i) * row_bytes + byte, 0, 3);
     }
 };
 
@@ -170,6 +170,7 @@ INLINE void rows_of_panel(const uint32_t *panel, int groups, const float *tables
 template <class Source>
 int product(const Job &job, int64_t begin, int64_t end) {
     const Source source(job);
+    source.prefetch(0, job.errors < CHUNK ? (int)job.errors : (int)CHUNK, begin / 8);
     const int64_t batch = job.rows < BATCH ? job.rows : BATCH, ld = job.columns;
     alignas(64) uint32_t panel[PANEL / TILE * BLOCKS * TILE];
     void *memory = malloc((size_t)(batch * TABLES * 4 + 64));
