@@ -21,6 +21,8 @@ constexpr int ROWS = 4, VECTORS = UPDATE_VECTORS, LANES = WIDTH / 4, TILE = VECT
 constexpr int64_t GROUP = 1 << 16;  // floats of the input that stay in the cache while all rows pass over them
 
 INLINE Vector load(const float *p) { return (Vector) * (const Unaligned *)p; }
+// Subtracting zero changes no float, so that no instruction is made of it; adding it would change -0.
+INLINE Vector all(float value) { return value - Vector{}; }
 INLINE void store(float *p, Vector v) { *(Unaligned *)p = (Unaligned)v; }
 
 // One block. `stride` floats lie between its rows; the next block of these columns is `ahead` floats on, if not 0.
@@ -39,11 +41,11 @@ INLINE void block(const Update &u, float *weight, float *velocity, int64_t strid
         Vector tile[VECTORS];
         UNROLL for (int c = 0; c < VECTORS; c++) tile[c] = load(x + n * TILE + c * LANES);
         UNROLL for (int r = 0; r < R; r++) {
-            const Vector e = Vector{} + error[n * R + r];
+            const Vector e = all(error[n * R + r]);
             UNROLL for (int c = 0; c < VECTORS; c++) sum[r][c] = MULTIPLY_ADD(tile[c], e, sum[r][c]);
         }
     }
-    const Vector decay = Vector{} + u.decay, momentum = Vector{} + u.momentum, minus_lr = Vector{} - u.lr;
+    const Vector decay = all(u.decay), momentum = all(u.momentum), minus_lr = all(-u.lr);
     UNROLL for (int r = 0; r < R; r++) UNROLL for (int c = 0; c < VECTORS; c++) {
         float *const w = weight + r * stride + c * LANES, *const v = velocity + r * stride + c * LANES;
         const Vector before = load(w);
@@ -91,8 +93,9 @@ INLINE void rows_and_tiles(const Update &u, int64_t begin, int64_t end, int64_t 
 template <bool MOMENTUM>
 int rows(const Update &u, int64_t begin, int64_t end) {
     const int64_t count = (u.columns + TILE - 1) / TILE;
-    float *const tiles = (float *)malloc((size_t)(u.batch * (count * TILE + ROWS)) * sizeof(float));
-    if (!tiles) return 1;
+    void *const memory = malloc((size_t)(u.batch * (count * TILE + ROWS)) * sizeof(float) + 64);
+    if (!memory) return 1;
+    float *const tiles = (float *)(((uintptr_t)memory + 63) & ~(uintptr_t)63);  // no vector lies across cache lines
     float *const error = tiles + u.batch * count * TILE;
     for (int64_t t = 0; t < count; t++) {
         const int64_t column = t * TILE, here = u.columns - column < TILE ? u.columns - column : TILE;
@@ -108,7 +111,7 @@ int rows(const Update &u, int64_t begin, int64_t end) {
         rows_and_tiles<ROWS, MOMENTUM>(u, begin, whole, first, last, tiles, error);
         rows_and_tiles<1, MOMENTUM>(u, whole, end, first, last, tiles, error);
     }
-    free(tiles);
+    free(memory);
     return 0;
 }
 
