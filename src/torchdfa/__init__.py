@@ -10,6 +10,7 @@ from torchdfa.alignment import alignment
 from torchdfa.convert import backprop, convert, revert
 from torchdfa.feedback import Feedback
 from torchdfa.feedback.init import NoProductError
+from torchdfa.online import OnlineHead
 from torchdfa.rules import BDFA, BP, CBDFA, CDFA, DFA, FA, Frozen, Rule
 from torchdfa.summary import Summary, summary
 
@@ -25,6 +26,7 @@ __all__ = [
     "Feedback",
     "Frozen",
     "NoProductError",
+    "OnlineHead",
     "Rule",
     "Summary",
     "alignment",

@@ -262,6 +262,18 @@ def conversion_of(model: nn.Module) -> Conversion:
     return conversion
 
 
+def cut_of(layer: nn.Module) -> tuple[Feedback, bool] | None:
+    """Return the feedback at the input of a layer, and whether its scope is the layer itself and not the network.
+
+    None where the layer's input is not cut, or is not for now, within :func:`backprop`.
+    """
+    hooks = layer._forward_pre_hooks.values()
+    scope = next((hook.scope for hook in hooks if isinstance(hook, _Cut)), None)
+    if scope is None or not scope.enabled:
+        return None
+    return _feedback_of(layer), any(isinstance(hook, _Begin) and hook.scope is scope for hook in hooks)
+
+
 def _refuse(model: nn.Module) -> None:
     wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel, torch.jit.ScriptModule)
     if isinstance(model, wrappers) or hasattr(model, "_orig_mod"):

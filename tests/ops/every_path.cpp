@@ -1,4 +1,6 @@
 // Prints a hash of the product's bits for some sizes on each path: the same line wherever it is built and run.
+// Fails if an update is not the formula's, to rounding.
+#include <math.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
@@ -10,6 +12,27 @@ const char *torchdfa_paths();
 int torchdfa_choose(const char *);
 int torchdfa_packed(const float *, int64_t, int64_t, int64_t, const uint8_t *, const float *, float *, int64_t, int);
 int torchdfa_seeded(const float *, int64_t, int64_t, int64_t, const int64_t *, const float *, float *, int64_t, int);
+int torchdfa_update(float *, float *, int64_t, int64_t, const float *, int64_t, const float *, int64_t, int64_t, float,
+                    float, float, int);
+}
+
+static bool update_is_right(int64_t n, int64_t rows, int64_t columns, bool momentum) {
+    std::vector<float> w(rows * columns), v(rows * columns), error(n * rows), x(n * columns);
+    uint32_t state = 1;
+    for (auto *all : {&w, &v, &error, &x})
+        for (auto &value : *all) value = (float)((state = state * 1664525u + 1013904223u) >> 8) / 8388608.0f - 1.0f;
+    const auto w0 = w, v0 = v;
+    const double lr = 0.25, mu = momentum ? 0.875 : 0.0, decay = 0.125;
+    torchdfa_update(w.data(), momentum ? v.data() : nullptr, rows, columns, error.data(), rows, x.data(), columns, n,
+                    (float)lr, (float)mu, (float)decay, 2);
+    for (int64_t o = 0; o < rows; o++)
+        for (int64_t i = 0; i < columns; i++) {
+            const int64_t at = o * columns + i;
+            double step = decay * w0[at] + mu * v0[at];
+            for (int64_t k = 0; k < n; k++) step += (double)error[k * rows + o] * x[k * columns + i];
+            if (fabs(w[at] - (w0[at] - lr * step)) > 1e-5 || (momentum && fabs(v[at] - step) > 1e-5)) return false;
+        }
+    return true;
 }
 
 int main() {
@@ -43,5 +66,11 @@ int main() {
                 }
         }
         printf("%016llx\n", (unsigned long long)hash);
+        for (auto &size : sizes)
+            for (int momentum = 0; momentum < 2; momentum++)
+                if (!update_is_right(size[0], size[1], size[2], momentum)) {
+                    fprintf(stderr, "%s: update (%d, %d, %d) is wrong\n", name, (int)size[0], (int)size[1], (int)size[2]);
+                    return 1;
+                }
     }
 }

@@ -10,7 +10,7 @@ import ctypes
 import os
 import warnings
 from collections.abc import Callable
-from ctypes import c_char_p, c_int, c_int64, c_void_p
+from ctypes import c_char_p, c_float, c_int, c_int64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,11 @@ VARIABLE = "TORCHDFA_OPS"
 _FILE = Path(__file__).with_name("_native.so")
 # The error, its rows, the stride between them, K; bits or key, scale, out, columns, threads.
 _ARGUMENTS = (c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_int64, c_int)
+# Weight, velocity, rows, columns, error, its stride, x, its stride, batch, lr, momentum, decay, threads.
+_UPDATE_ARGUMENTS = (
+    *(c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_int64, c_int64),
+    *(c_float, c_float, c_float, c_int),
+)
 # Multiply-adds from which a call lets other Python threads run; letting go and taking back costs more than a small one.
 LONG = 1 << 18
 
@@ -44,6 +49,8 @@ class Library:
         keeping, releasing = ctypes.PyDLL(str(file)), ctypes.CDLL(str(file))
         self.packed = _product(keeping, releasing, "torchdfa_packed", torch.uint8)
         self.seeded = _product(keeping, releasing, "torchdfa_seeded", torch.int64)
+        self.update: Callable[..., int] = releasing.torchdfa_update
+        self.update.argtypes = _UPDATE_ARGUMENTS  # type: ignore[attr-defined]
         keeping.torchdfa_paths.restype = c_char_p
         self.paths = tuple(keeping.torchdfa_paths().decode().split())
         keeping.torchdfa_choose.argtypes = (c_char_p,)

@@ -11,6 +11,9 @@
 #endif
 
 #define PRODUCT product_avx2
+#define UPDATE update_avx2
+#define UPDATE_VECTORS 2
+#define MULTIPLY_ADD(a, b, c) (Vector)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c))
 
 namespace {
 
@@ -96,6 +99,7 @@ INLINE void store_columns(V a, V b, V c, V d, uint32_t *p, int stride) {
 }  // namespace
 
 #include "product.h"
+#include "update_loops.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -11,6 +11,9 @@
 #endif
 
 #define PRODUCT product_avx512
+#define UPDATE update_avx512
+#define UPDATE_VECTORS 4
+#define MULTIPLY_ADD(a, b, c) (Vector)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c))
 
 namespace {
 
@@ -80,6 +83,7 @@ INLINE void store_columns(V a, V b, V c, V d, uint32_t *p, int stride) {
 }  // namespace
 
 #include "product.h"
+#include "update_loops.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -1,5 +1,6 @@
 // The library's C interface, the choice of the instruction set, and threads.
 #include "job.h"
+#include "update.h"
 
 #include <pthread.h>
 #include <string.h>
@@ -11,12 +12,13 @@ namespace {
 struct Path {
     const char *name;
     Range *range;
+    UpdateRows *update;
 };
 
 // Best first. A path that this machine can't run is left out of `paths`.
 Path paths[4];
 int count = 0;
-Range *chosen = nullptr;
+const Path *chosen = nullptr;
 
 void find_paths() {
 #if defined(__x86_64__)
@@ -24,13 +26,13 @@ void find_paths() {
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-        paths[count++] = {"avx512", product_avx512};
-    if (avx2) paths[count++] = {"avx2", product_avx2};
+        paths[count++] = {"avx512", product_avx512, update_avx512};
+    if (avx2) paths[count++] = {"avx2", product_avx2, update_avx2};
 #elif defined(__aarch64__)
-    paths[count++] = {"neon", product_neon};
+    paths[count++] = {"neon", product_neon, update_neon};
 #endif
-    paths[count++] = {"portable", product_portable};
-    chosen = paths[0].range;
+    paths[count++] = {"portable", product_portable, update_portable};
+    chosen = &paths[0];
 }
 
 // A process that was forked has only one of its parent's threads: the runtime's pool would wait for ever.
@@ -47,20 +49,21 @@ __attribute__((constructor)) void start() {
 typedef void Parallel(void (*)(void *), void *, unsigned, unsigned);
 Parallel *parallel = nullptr;
 
+// A call's work, in parts that any thread may take: part i of n. Returns 0, or 1 where memory ran out.
+typedef int Part(const void *job, const Path &path, int64_t i, int64_t n);
+
 struct Shared {
-    const Job *job;
-    Range *range;
+    Part *part;
+    const void *job;
+    const Path *path;
     int parts, next, failed;
 };
 
 void work(void *data) {
     Shared &shared = *(Shared *)data;
-    const int64_t tiles = (shared.job->columns + TILE - 1) / TILE;
     // A runtime may give fewer threads than it was asked for: parts are taken, not assigned.
     for (int i; (i = __atomic_fetch_add(&shared.next, 1, __ATOMIC_RELAXED)) < shared.parts;) {
-        const int64_t begin = tiles * i / shared.parts * TILE, end = tiles * (i + 1) / shared.parts * TILE;
-        if (shared.range(*shared.job, begin, end < shared.job->columns ? end : shared.job->columns))
-            __atomic_store_n(&shared.failed, 1, __ATOMIC_RELAXED);
+        if (shared.part(shared.job, *shared.path, i, shared.parts)) __atomic_store_n(&shared.failed, 1, __ATOMIC_RELAXED);
     }
 }
 
@@ -75,23 +78,16 @@ constexpr double SHARE = 1 << 21;
 constexpr double SHARE_STARTED = 1 << 25;
 constexpr int MOST = 256;
 
-int run(const Job &job, int threads) {
-    if (job.rows <= 0 || job.columns <= 0) return 0;
-    if (job.errors <= 0) {
-        memset(job.out, 0, (size_t)(job.rows * job.columns) * sizeof(float));
-        return 0;
-    }
-    Range *range = chosen;
+int run(Part *part, const void *job, double products, int64_t most, int threads) {
     Parallel *pool = forked ? nullptr : parallel;
     if (threads > 1) {
-        const double shares = (double)job.rows * job.errors * job.columns / (pool ? SHARE : SHARE_STARTED);
+        const double shares = products / (pool ? SHARE : SHARE_STARTED);
         if (shares < threads) threads = (int)shares;
-        const int64_t tiles = (job.columns + TILE - 1) / TILE;
-        if (tiles < threads) threads = (int)tiles;
+        if (most < threads) threads = (int)most;
     }
-    if (threads <= 1) return range(job, 0, job.columns);
+    if (threads <= 1) return part(job, *chosen, 0, 1);
     if (threads > MOST) threads = MOST;
-    Shared shared = {&job, range, threads, 0, 0};
+    Shared shared = {part, job, chosen, threads, 0, 0};
     if (pool) {
         pool(work, &shared, (unsigned)threads, 0);
         return shared.failed;
@@ -102,6 +98,28 @@ int run(const Job &job, int threads) {
     work(&shared);
     while (n) pthread_join(started[--n], nullptr);
     return shared.failed;
+}
+
+int tiles_of_product(const void *data, const Path &path, int64_t i, int64_t n) {
+    const Job &job = *(const Job *)data;
+    const int64_t tiles = (job.columns + TILE - 1) / TILE;
+    const int64_t begin = tiles * i / n * TILE, end = tiles * (i + 1) / n * TILE;
+    return path.range(job, begin, end < job.columns ? end : job.columns);
+}
+
+int run_product(const Job &job, int threads) {
+    if (job.rows <= 0 || job.columns <= 0) return 0;
+    if (job.errors <= 0) {
+        memset(job.out, 0, (size_t)(job.rows * job.columns) * sizeof(float));
+        return 0;
+    }
+    const double products = (double)job.rows * job.errors * job.columns;
+    return run(tiles_of_product, &job, products, (job.columns + TILE - 1) / TILE, threads);
+}
+
+int rows_of_update(const void *data, const Path &path, int64_t i, int64_t n) {
+    const Update &update = *(const Update *)data;
+    return path.update(update, update.rows * i / n, update.rows * (i + 1) / n);
 }
 
 }  // namespace
@@ -121,7 +139,7 @@ EXPORT const char *torchdfa_paths() {
 EXPORT int torchdfa_choose(const char *name) {
     for (int i = 0; i < count; i++)
         if (!strcmp(paths[i].name, name)) {
-            chosen = paths[i].range;
+            chosen = &paths[i];
             return 0;
         }
     return 1;
@@ -133,11 +151,21 @@ EXPORT void torchdfa_use_pool(void *gomp_parallel) { parallel = (Parallel *)gomp
 EXPORT int torchdfa_packed(const float *e, int64_t rows, int64_t stride, int64_t errors, const uint8_t *packed,
                            const float *scale, float *out, int64_t columns, int threads) {
     const Job job = {e, rows, stride, errors, packed, 0, *scale, out, columns};
-    return run(job, threads);
+    return run_product(job, threads);
 }
 
 EXPORT int torchdfa_seeded(const float *e, int64_t rows, int64_t stride, int64_t errors, const int64_t *key,
                            const float *scale, float *out, int64_t columns, int threads) {
     const Job job = {e, rows, stride, errors, nullptr, (uint64_t)*key, *scale, out, columns};
-    return run(job, threads);
+    return run_product(job, threads);
+}
+
+// A step of SGD on the gradient transpose(error) @ x; 0, or 1 where memory ran out. `velocity` may be null.
+EXPORT int torchdfa_update(float *weight, float *velocity, int64_t rows, int64_t columns, const float *error,
+                           int64_t error_stride, const float *x, int64_t x_stride, int64_t batch, float lr,
+                           float momentum, float decay, int threads) {
+    const Update update = {weight, velocity, rows, columns, error, error_stride, x, x_stride, batch, lr, momentum, decay};
+    if (rows <= 0 || columns <= 0) return 0;
+    // Reading and writing a weight takes as long as some 32 products.
+    return run(rows_of_update, &update, (double)rows * columns * (batch + 32), rows, threads);
 }

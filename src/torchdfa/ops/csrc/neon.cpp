@@ -5,6 +5,9 @@
 #include <arm_neon.h>
 
 #define PRODUCT product_neon
+#define UPDATE update_neon
+#define UPDATE_VECTORS 4
+#define MULTIPLY_ADD(a, b, c) (Vector)vfmaq_f32((float32x4_t)(c), (float32x4_t)(a), (float32x4_t)(b))
 
 namespace {
 
@@ -87,4 +90,5 @@ INLINE void store_columns(V a, V b, V c, V d, uint32_t *p, int) {
 }  // namespace
 
 #include "product.h"
+#include "update_loops.h"
 #endif

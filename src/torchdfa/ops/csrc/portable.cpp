@@ -3,6 +3,9 @@
 #include "job.h"
 
 #define PRODUCT product_portable
+#define UPDATE update_portable
+#define UPDATE_VECTORS 2
+#define MULTIPLY_ADD(a, b, c) ((a) * (b) + (c))
 
 namespace {
 
@@ -78,3 +81,4 @@ INLINE void store_columns(V a, V b, V c, V d, uint32_t *p, int) {
 }  // namespace
 
 #include "product.h"
+#include "update_loops.h"

@@ -1,0 +1,95 @@
+"""An online head as a file: safetensors, its layers, settings and rule in the metadata. No pickles."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import torchdfa
+from torchdfa import rules
+from torchdfa.convert import conversion_of, cut_of, is_converted
+from torchdfa.online.head import OnlineHead
+from torchdfa.online.layers import build, describe
+from torchdfa.rules import Rule
+from torchdfa.training.checkpoint import write_atomically
+
+FORMAT = 1
+
+
+def save_head(head: OnlineHead, path: Path) -> None:
+    """Write a head; see :meth:`OnlineHead.save`. The file appears whole or not at all."""
+    from safetensors.torch import save
+
+    converted = is_converted(head.net)
+    if not converted and any(cut_of(layer) for layer in head.layers):
+        raise ValueError(
+            "save: the feedback belongs to the network around this head; save that one's state_dict, and the head's."
+        )
+    weights = head.class_weights
+    settings = {
+        "lr": head.lr,
+        "momentum": head.momentum,
+        "weight_decay": head.weight_decay,
+        "clip": head.clip,
+        "class_weights": None if weights is None else weights.tolist(),
+    }
+    about = {
+        "format": FORMAT,
+        "version": torchdfa.__version__,
+        "net": describe(head.net),
+        "rules": {n: _rule_data(r) for n, r in conversion_of(head.net).rules.items()} if converted else None,
+        "settings": settings,
+    }
+    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in head.state_dict().items()}
+    data = save(tensors, {"torchdfa.OnlineHead": json.dumps(about)})
+    write_atomically(path, lambda file: file.write(data))
+
+
+def load_head(path: Path, rule: Rule | Mapping[str, Rule] | None) -> OnlineHead:
+    """Read a head; see :meth:`OnlineHead.load`."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {})["torchdfa.OnlineHead"])
+            state = {name: file.get_tensor(name) for name in file.keys()}
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"{path} is no head that OnlineHead.save wrote, which are safetensors files: {type(error).__name__}: "
+            f"{error}."
+        ) from error
+    if about["format"] != FORMAT:
+        raise ValueError(
+            f"{path} has format {about['format']} (torchdfa {about['version']}); this is torchdfa "
+            f"{torchdfa.__version__}, which reads format {FORMAT}."
+        )
+    if rule is None and about["rules"] is not None:
+        rule = {name: _read_rule(path, data) for name, data in about["rules"].items()}
+    dtype = next(t.dtype for name, t in state.items() if name.startswith("net.") and name.endswith("weight"))
+    with torch.random.fork_rng([]):  # the weights drawn here are only stood in for
+        net = build(about["net"]).to(dtype)
+    assert isinstance(net, nn.Sequential)
+    head = OnlineHead(net, rule=rule, **about["settings"])
+    head.load_state_dict(state)
+    return head
+
+
+def _rule_data(rule: Rule) -> dict[str, Any]:
+    return {"rule": type(rule).__name__, **{f.name: getattr(rule, f.name) for f in dataclasses.fields(rule)}}
+
+
+def _read_rule(path: Path, data: Mapping[str, Any]) -> Rule:
+    settings = dict(data)
+    name = settings.pop("rule")
+    kind = getattr(rules, name, None) if name in torchdfa.__all__ else None
+    if not (isinstance(kind, type) and issubclass(kind, Rule)):
+        raise ValueError(
+            f"{path} was trained by the rule {name!r}, which is none of torchdfa's: pass it as load(path, rule=...)."
+        )
+    return kind(**settings)

@@ -1,0 +1,430 @@
+"""OnlineHead: fully connected layers and their optimizer in one."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from torchdfa.convert import conversion_of, convert, cut_of, is_converted, revert
+from torchdfa.online.layers import Activation, build_network, read_layers
+from torchdfa.online.update import gradient_norm, update_bias
+from torchdfa.ops import sgd_update
+from torchdfa.rules import Rule
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss of a step is infinite or no number; nothing was updated."""
+
+
+class OnlineHead:
+    """A stack of fully connected layers that learns one sample or a small batch at a time, by BP, DFA or BDFA.
+
+    A step does what ``loss.backward()`` on the converted network and ``torch.optim.SGD`` do, to rounding, without
+    autograd and without storing a gradient: ``V = μV + λW + Δᵀ X; W = W - ηV``, the product going straight into the
+    momentum. The rules differ in nothing but where the error Δ of a hidden layer comes from.
+
+    >>> import torch, torchdfa as dfa
+    >>> head = dfa.OnlineHead((8, 16, 16, 3), rule=dfa.BDFA(init="product"), lr=0.1, momentum=0.9)
+    >>> x, y = torch.eye(8)[:3], torch.arange(3)
+    >>> losses = [head.step(x, y) for _ in range(30)]
+    >>> losses[-1] < 0.1 * losses[0], head.predict(x).tolist()
+    (True, [0, 1, 2])
+
+    The layers belong to ``head.net``, an ``nn.Sequential`` of Linear, activation (ReLU, LeakyReLU, Tanh, Sigmoid) and
+    Dropout. It is made from sizes, or it is a part of a trained network and stays one: its weights are trained where
+    they are.
+
+    >>> from torchdfa.models import VGG16
+    >>> vgg = VGG16(width=0.1).build((3, 32, 32), classes=10)
+    >>> head = dfa.OnlineHead(vgg.get_submodule("classifier"), rule=dfa.DFA(), lr=0.01)
+    >>> with torch.no_grad():
+    ...     features = vgg.get_submodule("features")(torch.zeros(2, 3, 32, 32))
+    >>> loss = head.step(features, torch.tensor([3, 7]))
+
+    The rule is put on ``net`` as :func:`torchdfa.convert` does: its feedback is ``net[i].feedback``, ``summary`` and
+    ``alignment`` can be asked about it, ``revert(head.net)`` takes it off, autograd trains ``net`` by the same rule.
+
+    Args:
+        net: Sizes from the input to the K classes, or the ``nn.Sequential`` to train, on the device where it stays.
+        rule: One rule, or one a pattern of layer names, as in :func:`torchdfa.convert`. None: the feedback that the
+            layers have already, or BP.
+        lr: Learning rate; one for all Linear layers, or one each, the first first.
+        momentum: Of SGD. 0 keeps no momentum in memory.
+        weight_decay: L2 penalty on all parameters.
+        clip: Largest norm of the whole gradient; longer ones are shortened to it. None: no limit.
+        class_weights: A factor of the loss of each class's samples. The loss is the mean over the batch of these
+            weighted losses; it is not divided by their sum, which would make a weight meaningless for one sample.
+        activation: With sizes: ``"relu"``, ``"leaky_relu"``, ``"tanh"`` or ``"sigmoid"``.
+        dropout: With sizes: share of each hidden layer that is dropped.
+        seed: Of the weights, with sizes, and of dropout. A rule's own seed is apart.
+        device: With sizes: where the layers are made.
+        dtype: With sizes: type of the weights, torch's default type by default.
+
+    Attributes:
+        net: The network, in the order of its layers.
+        layers: Its Linear layers, the first first.
+        momentum: As given; may be changed between steps.
+        weight_decay: As given; may be changed between steps.
+        clip: As given; may be changed between steps.
+
+    Raises:
+        ValueError: A setting is out of range, the network has other layers, or the rule does not fit it.
+    """
+
+    def __init__(
+        self,
+        net: nn.Sequential | Sequence[int],
+        *,
+        rule: Rule | Mapping[str, Rule] | None = None,
+        lr: float | Sequence[float],
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        clip: float | None = None,
+        class_weights: Tensor | Sequence[float] | None = None,
+        activation: Activation | None = None,
+        dropout: float | None = None,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        if isinstance(net, nn.Module):
+            made = {"activation": activation, "dropout": dropout, "device": device, "dtype": dtype}
+            if given := [name for name, value in made.items() if value is not None]:
+                raise ValueError(f"OnlineHead: {given[0]} is for a head made from sizes; this network has its own.")
+        else:
+            net = build_network(net, activation or "relu", dropout or 0.0, seed, device, dtype)
+        self._layers = read_layers(net)
+        self.net = net
+        self._demand("momentum", momentum, 0 <= momentum < 1, "from 0 to below 1")
+        self._demand("weight_decay", weight_decay, 0 <= weight_decay < math.inf, "0 or more")
+        self._demand("clip", clip, clip is None or clip > 0, "a positive number or None")
+        self.momentum, self.weight_decay, self.clip = momentum, weight_decay, clip
+        self.lr = lr
+        self.class_weights = class_weights
+        self._generator = torch.Generator(self._weight.device).manual_seed(seed)
+        self._velocity: dict[str, Tensor] = {}
+        if rule is not None:
+            if not is_converted(net) and any(cut_of(layer) for layer in self.layers):
+                raise ValueError(
+                    "OnlineHead: these layers have feedback of a rule on the network around them. Leave out rule= to "
+                    "keep it, or revert that network."
+                )
+            convert(net, rule)
+        self._check_feedback()
+
+    def __repr__(self) -> str:
+        shape = "-".join(map(str, self.sizes))
+        return f"OnlineHead({shape}, lr={self.lr}, momentum={self.momentum}, weight_decay={self.weight_decay})"
+
+    # -------------------------------------------------------------------------------------------- what it consists of
+
+    @property
+    def layers(self) -> list[nn.Linear]:
+        """The Linear layers, the first first."""
+        return [layer.linear for layer in self._layers]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Features of the input, of every hidden layer, and the number of classes."""
+        return (self.layers[0].in_features, *(layer.out_features for layer in self.layers))
+
+    @property
+    def lr(self) -> tuple[float, ...]:
+        """Learning rate of each Linear layer. May be set to one number, or to one a layer."""
+        return self._lr
+
+    @lr.setter
+    def lr(self, value: float | Sequence[float]) -> None:
+        rates = tuple(value) if isinstance(value, Sequence) else (value,) * len(self._layers)
+        right = len(rates) == len(self._layers) and all(0 <= rate < math.inf for rate in rates)
+        self._demand("lr", value, right, f"a number of 0 or more, or {len(self._layers)} of them, one a Linear layer")
+        self._lr = tuple(float(rate) for rate in rates)
+
+    @property
+    def class_weights(self) -> Tensor | None:
+        """Factor of the loss of each class's samples, shape (K,). May be set."""
+        return self._class_weights
+
+    @class_weights.setter
+    def class_weights(self, value: Tensor | Sequence[float] | None) -> None:
+        self._class_weights = None if value is None else torch.as_tensor(value).to(self._weight)
+        if self._class_weights is not None:
+            right = self._class_weights.shape == (self.sizes[-1],) and bool((self._class_weights >= 0).all())
+            self._demand("class_weights", value, right, f"{self.sizes[-1]} numbers of 0 or more, one a class")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that it keeps between steps: parameters, momentum, feedback."""
+        tensors = [*self.net.state_dict().values(), *self._velocity.values()]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    # ----------------------------------------------------------------------------------------------- learn and predict
+
+    @torch.no_grad()
+    def step(self, x: Tensor, y: Tensor | int) -> float:
+        """Learn from one sample or a batch, and return its loss before the step: softmax cross-entropy.
+
+        Args:
+            x: Features, shape (N, D), or (D,) for one sample.
+            y: Class indices, shape (N,), or one index.
+
+        Raises:
+            ValueError: A shape or a label does not fit.
+            NonFiniteLossError: The loss is infinite or no number. As with ValueError, nothing was updated.
+        """
+        with torch.autocast(self._weight.device.type, enabled=False):
+            x = self._features(x)
+            y = torch.as_tensor(y, device=x.device).reshape(-1)
+            inputs, values, masks = self._forward(x)
+            loss, error = self._loss(values.pop(), y)
+            if not math.isfinite(loss):
+                raise NonFiniteLossError(
+                    f"step: the loss is {loss}, so nothing was updated. The features are not finite, or the head has "
+                    "diverged: a smaller lr, or clip=."
+                )
+            first = next((i for i, layer in enumerate(self._layers) if layer.learns), None)
+            if first is None:
+                return loss
+            errors = self._errors(error, values, masks, first)
+            del values, masks
+            if self.clip is not None:
+                self._shorten(errors, inputs, first)
+            while errors:  # from the last layer down, each layer's activation freed behind it
+                self._update(first + len(errors) - 1, errors.pop(), inputs.pop())
+        return loss
+
+    def _forward(self, x: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor | None]]:
+        """Return each layer's input, the value of its activation, and the dropout mask of its input."""
+        inputs: list[Tensor] = []
+        values: list[Tensor] = []
+        masks: list[Tensor | None] = []
+        for layer in self._layers:
+            mask = layer.mask(x, self._generator)
+            x = x if mask is None else x * mask
+            inputs.append(x)
+            masks.append(mask)
+            x = layer.activate(F.linear(x, layer.linear.weight, layer.linear.bias))
+            values.append(x)
+        return inputs, values, masks
+
+    def _loss(self, logits: Tensor, y: Tensor) -> tuple[float, Tensor]:
+        """Return the loss and its gradient at the logits."""
+        if y.is_floating_point() or y.dtype == torch.bool or y.shape != logits.shape[:1]:
+            raise ValueError(
+                f"step: labels of shape {tuple(y.shape)} and type {y.dtype}, expected {len(logits)} class indices."
+            )
+        index = y.long().unsqueeze(1)
+        log_p = F.log_softmax(logits, dim=1)
+        try:
+            picked = log_p.gather(1, index)
+        except RuntimeError as error:
+            low, high = (int(bound) for bound in index.aminmax())
+            if 0 <= low and high < logits.shape[1]:
+                raise
+            raise ValueError(f"step: labels from {low} to {high}, expected 0 to {logits.shape[1] - 1}.") from error
+        e = log_p.exp_().scatter_add_(1, index, picked.new_full((), -1).expand_as(picked))
+        if self._class_weights is not None:
+            weights = self._class_weights[index]
+            picked, e = picked * weights, e * weights
+        return -picked.mean().item(), e.div_(len(logits))
+
+    def _errors(self, e: Tensor, values: list[Tensor], masks: list[Tensor | None], first: int) -> list[Tensor]:
+        """Return the error at the sums of each layer from ``first`` on: where the rules differ."""
+        errors = [e]
+        for i in range(len(self._layers) - 1, first, -1):
+            linear, mask = self._layers[i].linear, masks[i]
+            cut = cut_of(linear)
+            if cut is None:
+                error = errors[-1] @ linear.weight
+            else:
+                feedback, local = cut
+                error = feedback(errors[-1] if local else e)
+            if mask is not None:
+                error = error * mask
+            errors.append(self._layers[i - 1].before_activation(error, values[i - 1]))
+        return errors[::-1]
+
+    def _shorten(self, errors: list[Tensor], inputs: list[Tensor], first: int) -> None:
+        assert self.clip is not None
+        learning = self._layers[first:]
+        norm = gradient_norm(
+            errors,
+            inputs[first:],
+            [layer.linear.weight.requires_grad for layer in learning],
+            [layer.linear.bias is not None and layer.linear.bias.requires_grad for layer in learning],
+        ).item()
+        if norm > self.clip:
+            for error in errors:
+                error.mul_(self.clip / (norm + 1e-6))  # as torch.nn.utils.clip_grad_norm_
+
+    def _update(self, i: int, error: Tensor, x: Tensor) -> None:
+        layer, settings = self._layers[i], {"lr": self._lr[i], "momentum": self.momentum, "decay": self.weight_decay}
+        weight, bias = layer.linear.weight, layer.linear.bias
+        if weight.requires_grad:
+            sgd_update(weight, self._velocity_of(f"{layer.name}.weight", weight), error, x, **settings)
+        if bias is not None and bias.requires_grad:
+            update_bias(bias, self._velocity_of(f"{layer.name}.bias", bias), error, **settings)
+
+    def _velocity_of(self, name: str, parameter: Tensor) -> Tensor | None:
+        if not self.momentum:
+            return None
+        if name not in self._velocity:
+            self._velocity[name] = torch.zeros_like(parameter)
+        return self._velocity[name]
+
+    @torch.no_grad()
+    def logits(self, x: Tensor) -> Tensor:
+        """Return the logits, shape (N, K), or (K,) for one sample of shape (D,); without dropout."""
+        single = x.ndim == 1
+        with torch.autocast(self._weight.device.type, enabled=False):
+            x = self._features(x)
+            for layer in self._layers:
+                x = layer.activate(F.linear(x, layer.linear.weight, layer.linear.bias))
+        return x[0] if single else x
+
+    def predict_proba(self, x: Tensor) -> Tensor:
+        """Return the classes' probabilities, shape (N, K), or (K,) for one sample."""
+        return self.logits(x).softmax(-1)
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Return the most probable classes, shape (N,), or a 0-dimensional index for one sample."""
+        return self.logits(x).argmax(-1)
+
+    # -------------------------------------------------------------------------------------------------- feedback, state
+
+    def reset_feedback(self) -> None:
+        """Make the feedback anew from the weights as they are now.
+
+        For ``init="product"`` and matched scales after weights were changed from outside, as where a last layer
+        begins anew for each sequence of a tracker.
+
+        Raises:
+            ValueError: The rule was put on a network around this head; or the feedback can't be made, which then
+                stays as it was.
+        """
+        if not is_converted(self.net):
+            if any(cut_of(layer) for layer in self.layers):
+                raise ValueError(
+                    "reset_feedback: the feedback belongs to the network around this head; revert and convert that one."
+                )
+            return
+        learns = [(p, p.requires_grad) for p in self.net.parameters()]
+        # A twin that shares the parameters: if the feedback can't be made, this network has not been touched.
+        twin = copy.deepcopy(self.net, {id(p): p for p, _ in learns})
+        try:
+            convert(revert(twin), conversion_of(self.net).rules)
+        finally:
+            for p, requires_grad in learns:
+                p.requires_grad_(requires_grad)
+        for (_, layer), (_, other) in zip(self.net.named_modules(), twin.named_modules(), strict=True):
+            if "feedback" in layer._modules:
+                layer.add_module("feedback", other._modules["feedback"])
+
+    def reset_momentum(self) -> None:
+        """Forget the momentum, as where a new task begins."""
+        self._velocity.clear()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return all that the head's future depends on, but its settings: parameters, feedback, momentum, dropout.
+
+        As a module's, it holds the tensors themselves, no copies.
+        """
+        state = {f"net.{name}": value for name, value in self.net.state_dict().items()}
+        state |= {f"momentum.{name}": value for name, value in self._velocity.items()}
+        return {**state, "generator": self._generator.get_state()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Load what :meth:`state_dict` returned into a head of the same layers and rule.
+
+        Raises:
+            ValueError: The tensors are another head's; the message names them. The head is then as it was.
+        """
+        own = {f"net.{name}": value for name, value in self.net.state_dict().items()}
+        own["generator"] = self._generator.get_state()
+        names = {f"{layer.name}.{n}": p for layer in self._layers for n, p in layer.linear.named_parameters()}
+        optional = {f"momentum.{name}": p for name, p in names.items()}
+        expected = {**own, **{name: p for name, p in optional.items() if name in state}}
+        wrong = [n for n in {**expected, **state} if n not in expected or n not in state]
+        wrong += [n for n in expected if n in state and expected[n].shape != state[n].shape]
+        if wrong:
+            shapes = [
+                f"{n} (here {tuple(expected[n].shape) if n in expected else 'none'}, "
+                f"there {tuple(state[n].shape) if n in state else 'none'})"
+                for n in wrong[:5]
+            ]
+            raise ValueError(f"load_state_dict: the state is another head's or rule's: {', '.join(shapes)}.")
+        self.net.load_state_dict({n.removeprefix("net."): state[n] for n in own if n != "generator"})
+        self._generator.set_state(state["generator"].cpu())
+        self._velocity = {
+            name.removeprefix("momentum."): state[name].detach().to(p, copy=True)
+            for name, p in optional.items()
+            if name in state
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write state, settings, layers and rule to a safetensors file; needs the package safetensors.
+
+        Raises:
+            ValueError: The rule was put on a network around this head, whose weights are then the ones to save.
+        """
+        from torchdfa.online.files import save_head
+
+        save_head(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path, *, rule: Rule | Mapping[str, Rule] | None = None) -> OnlineHead:
+        """Read a head that :meth:`save` wrote; it goes on as the one that was saved would have.
+
+        Args:
+            path: Of the file.
+            rule: The rule that it was made with, if that is none of torchdfa's: a file can't name code to run.
+
+        Raises:
+            ValueError: The file can't be read, or is no head.
+        """
+        from torchdfa.online.files import load_head
+
+        return load_head(Path(path), rule)
+
+    # ----------------------------------------------------------------------------------------------------------- checks
+
+    @property
+    def _weight(self) -> Tensor:
+        return self._layers[0].linear.weight
+
+    def _features(self, x: Tensor) -> Tensor:
+        if x.ndim == 1:
+            x = x.unsqueeze(0)
+        if x.ndim != 2 or x.shape[1] != self.sizes[0] or not len(x) or not x.is_floating_point():
+            raise ValueError(
+                f"features of shape {tuple(x.shape)} and type {x.dtype}, expected (N, {self.sizes[0]}) or "
+                f"({self.sizes[0]},), N at least 1, of a floating-point type."
+            )
+        return x.detach().to(self._weight)
+
+    def _check_feedback(self) -> None:
+        for layer in self._layers[1:]:
+            cut = cut_of(layer.linear)
+            if cut is None:
+                continue
+            feedback, local = cut
+            outputs = layer.linear.out_features if local else self.sizes[-1]
+            if (feedback.errors, feedback.features) != (outputs, layer.linear.in_features):
+                raise ValueError(
+                    f"OnlineHead: the feedback at {layer.name!r} goes from {feedback.errors} to {feedback.features} "
+                    f"entries, expected {outputs} to {layer.linear.in_features}: it was made for the output of a "
+                    "network around these layers, not for theirs."
+                )
+
+    @staticmethod
+    def _demand(name: str, found: Any, holds: bool, expected: str) -> None:
+        if not holds:
+            raise ValueError(f"OnlineHead: {name}={found!r}, expected {expected}.")
