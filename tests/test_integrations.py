@@ -7,7 +7,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 import torchdfa as dfa
-from cases import NETS, RULES, fresh, gradients, pairs, rules, same, squared
+from cases import BETWEEN, NETS, RULES, fresh, gradients, pairs, rules, same, squared
 from torchdfa.convert import conversion_of
 from torchdfa.functional import reference_broadcast
 
@@ -15,7 +15,7 @@ MLP, CONV = NETS["mlp"], NETS["conv"]
 FEEDING = {i: r for i, r in RULES.items() if not isinstance(r, (dfa.BP, dfa.Frozen))}
 feeding = pytest.mark.parametrize("rule", FEEDING.values(), ids=FEEDING.keys())
 # All rules but those with products through convolutions. (An all-Linear net would learn nothing when frozen.)
-ON_CONV = {i: r for i, r in RULES.items() if CONV.has(r)}
+ON_CONV = {i: r for i, r in {**RULES, **BETWEEN}.items() if CONV.has(r)}
 on_conv = pytest.mark.parametrize("rule", ON_CONV.values(), ids=ON_CONV.keys())
 
 

@@ -10,6 +10,7 @@ from torchdfa.alignment import alignment
 from torchdfa.convert import backprop, convert, revert
 from torchdfa.feedback import Feedback
 from torchdfa.feedback.init import NoProductError
+from torchdfa.modular import HybridDFA, ModuleDFA
 from torchdfa.rules import BDFA, BP, CBDFA, CDFA, DFA, FA, Frozen, Rule
 from torchdfa.summary import Summary, summary
 
@@ -24,6 +25,8 @@ __all__ = [
     "FA",
     "Feedback",
     "Frozen",
+    "HybridDFA",
+    "ModuleDFA",
     "NoProductError",
     "Rule",
     "Summary",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
@@ -19,8 +19,19 @@ from torch import Tensor, nn
 from torchdfa.feedback import Feedback
 from torchdfa.feedback.init import Site
 from torchdfa.functional import broadcast
+from torchdfa.modular import ModuleRule
 from torchdfa.rules import BP, Rule
-from torchdfa.structure import CUTTABLE, Structure, pick, put, read_structure
+from torchdfa.structure import (
+    CONVOLUTIONS,
+    LAYERS,
+    Part,
+    Structure,
+    find_parts,
+    inputs_of,
+    pick,
+    put,
+    read_structure,
+)
 
 Model = TypeVar("Model", bound=nn.Module)
 Node = Callable[[Tensor, Sequence[Feedback], Sequence[Tensor]], Tensor]
@@ -134,7 +145,7 @@ class Conversion:
     """What convert did to a model, kept on it for revert, backprop and summary.
 
     Attributes:
-        rules: The rule of each layer that has parameters of its own, by name.
+        rules: The rule of each layer that has parameters of its own, and of each module that is cut, by name.
         scopes: All scopes.
         frozen: Names of the parameters that were switched off.
     """
@@ -189,16 +200,19 @@ def _convert(model: Model, rule: Rule | Mapping[str, Rule], output: str | int | 
     rules = _assign(model, rule)
     active = [r for r in rules.values() if not isinstance(r, BP) and not r.freezes]
     if not active:
-        return _install(model, rules, [], output, "")
-    structure = read_structure(model, output, example, local=all(r.local for r in active))
-    plans = _plan(model, rules, structure)
+        return _install(model, rules, [])
+    parts = _divide(model, rules)
+    entered = [part.begin for part, r in parts if r.between == "network"]
+    structure = read_structure(model, output, example, local=not any(r.wide for r in active), also=entered)
+    network = Span("", structure.end, None if output == structure.end else output)
+    plans = [*_plan(model, rules, structure, network), *_plan_parts(model, rules, parts, structure, network, example)]
     if not plans:
         raise ValueError(
             f"{_shown(rule)} cuts nothing in {type(model).__name__}: none of its layers lies above another one with "
             "parameters, on the way to the scope's output. The forward calls "
-            f"{', '.join(map(repr, structure.order)) or 'no layer'}."
+            f"{', '.join(map(repr, structure.order)) or 'no layer'}.{_divided(parts)}"
         )
-    return _install(model, rules, plans, output, structure.end)
+    return _install(model, rules, plans)
 
 
 def revert(model: Model) -> Model:
@@ -280,7 +294,7 @@ def _assign(model: nn.Module, rule: Rule | Mapping[str, Rule]) -> dict[str, Rule
     layers = {
         n: m
         for n, m in model.named_modules()
-        if isinstance(m, CUTTABLE) or next(m.parameters(recurse=False), None) is not None
+        if isinstance(m, LAYERS) or next(m.parameters(recurse=False), None) is not None
     }
     if isinstance(rule, Rule):
         chosen = {n: rule if isinstance(m, rule.chooses) else BP() for n, m in layers.items()}
@@ -293,7 +307,7 @@ def _assign(model: nn.Module, rule: Rule | Mapping[str, Rule]) -> dict[str, Rule
         )
     rules: dict[str, Rule] = {}
     for pattern, part in rule.items():
-        matching = {n: m for n, m in layers.items() if fnmatchcase(n, pattern)}
+        matching = {n: m for n, m in layers.items() if _matches(n, pattern)}
         if not matching:
             raise ValueError(f"the pattern {pattern!r} matches no layer; {_listed(layers)}")
         if not any(isinstance(m, part.fits) for m in matching.values()):
@@ -303,10 +317,35 @@ def _assign(model: nn.Module, rule: Rule | Mapping[str, Rule]) -> dict[str, Rule
     return {name: rules.get(name, BP()) for name in layers}
 
 
-def _plan(model: nn.Module, rules: Mapping[str, Rule], structure: Structure) -> list[tuple[str, Feedback, bool]]:
-    """Make the feedback of every layer to cut: its name, the feedback, whether its scope is the layer itself."""
+@dataclass(frozen=True)
+class Span:
+    """A scope, before it is put on a model.
+
+    Attributes:
+        begin: Name of the module with whose forward it begins.
+        end: Name of the module with whose forward it ends.
+        part: The part of that module's output that the error is taken of; None for all of it.
+    """
+
+    begin: str
+    end: str
+    part: str | int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A cut to be made at the input of the module ``name``, by which rule, and what serves it."""
+
+    name: str
+    rule: Rule
+    feedback: Feedback
+    span: Span
+
+
+def _plan(model: nn.Module, rules: Mapping[str, Rule], structure: Structure, network: Span) -> list[Plan]:
+    """Make the feedback of every layer to cut under the rules that know layers, not modules."""
     modules = dict(model.named_modules())
-    wanted = {name: rule for name, rule in rules.items() if not isinstance(rule, BP) and not rule.freezes}
+    wanted = {n: r for n, r in rules.items() if not isinstance(r, BP) and not r.freezes and not r.modular}
     unseen = [name for name in wanted if name not in structure.order]
     if unseen:
         hint = (
@@ -319,7 +358,7 @@ def _plan(model: nn.Module, rules: Mapping[str, Rule], structure: Structure) -> 
             "it, as in nn.MultiheadAttention), so it can't be cut. Give it the rule BP: "
             f"{{{unseen[0]!r}: torchdfa.BP(), ...}}.{hint}"
         )
-    plans: list[tuple[str, Feedback, bool]] = []
+    plans: list[Plan] = []
     spared: set[Rule] = set()
     for name in structure.order:
         rule = wanted.get(name)
@@ -331,14 +370,81 @@ def _plan(model: nn.Module, rules: Mapping[str, Rule], structure: Structure) -> 
         if name not in structure.fed or not (rule.local or name in structure.leading):
             continue
         layer = modules[name]
-        if "feedback" in layer._modules or hasattr(layer, "feedback"):
-            raise ValueError(
-                f"{name!r} has an attribute `feedback` of its own, the name under which convert keeps its feedback."
-            )
         feedback = rule.feedback(_local_site(name, layer) if rule.local else _site(model, name, layer, structure))
         if feedback is not None:
-            plans.append((name, feedback, rule.local))
+            plans.append(Plan(name, rule, feedback, Span(name, name) if rule.local else network))
     return plans
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Tell whether a pattern matches a layer, or a module around it."""
+    words = name.split(".")
+    return any(fnmatchcase(".".join(words[:n]), pattern) for n in range(1, len(words) + 1))
+
+
+def _divide(model: nn.Module, rules: Mapping[str, Rule]) -> list[tuple[Part, ModuleRule]]:
+    """Return the modules that the module-wise rules find in a model."""
+    found: list[tuple[Part, ModuleRule]] = []
+    for rule in dict.fromkeys(r for r in rules.values() if isinstance(r, ModuleRule)):
+        layers = [name for name, r in rules.items() if r == rule]
+        found += [(part, rule) for part in find_parts(model, layers, rule.patterns)]
+    return found
+
+
+def _plan_parts(
+    model: nn.Module,
+    rules: Mapping[str, Rule],
+    parts: Sequence[tuple[Part, ModuleRule]],
+    structure: Structure,
+    network: Span,
+    example: Any | None,
+) -> list[Plan]:
+    """Make the feedback of every cut under the module-wise rules."""
+    modules = dict(model.named_modules())
+    inputs = {} if example is None else inputs_of(model, example, {part.begin for part, _ in parts})
+    plans: list[Plan] = []
+    for part, rule in parts:
+        if rule.between == "network" and _entered(part, rule, structure):
+            site = _site(model, part.begin, modules[part.begin], structure)
+            plans.append(Plan(part.begin, rule, rule.feedback(site), network))
+        if not (rule.within or rule.between == "module"):
+            continue
+        span = Span(part.begin, part.end)
+        for name, inner, first, inside in _layers_of(part, inputs.get(part.begin)):
+            cut = rule.within if not first else rule.between == "module" and name in structure.fed
+            if cut and rules.get(name) == rule:
+                feedback = rule.feedback(_part_site(part, inner, modules[name], inside))
+                plans.append(Plan(name, rule, feedback, span))
+    return plans
+
+
+def _entered(part: Part, rule: ModuleRule, structure: Structure) -> bool:
+    if part.begin in structure.fed or part.begin in structure.order:
+        return part.begin in structure.fed and part.begin in structure.leading
+    raise ValueError(
+        f"{type(rule).__name__} sends the network's error to the input of {part.begin!r}, whose shape is not known. "
+        "Pass example=x, an input like the ones you train on."
+    )
+
+
+def _layers_of(part: Part, given: Any | None) -> Iterator[tuple[str, str, bool, Structure]]:
+    """Go through a part's layers: name, name in the part, whether nothing learned lies below it there, structure."""
+    inside = read_structure(part.module, None, given)
+    for inner in inside.order:
+        if inner in inside.leading:
+            yield part.name(inner), inner, inner not in inside.fed, inside
+
+
+def _part_site(part: Part, inner: str, layer: nn.Module, structure: Structure) -> Site:
+    name = part.name(inner)
+    if isinstance(layer, nn.Linear):
+        return replace(_site(part.module, inner, layer, structure), name=name)
+    path = part.paths.path(inner, name)
+
+    def product() -> Tensor:
+        raise NotImplementedError("the product along a path depends on the geometry that is chosen for it")
+
+    return Site(name, layer, path.outputs, path.inputs, False, product, path)
 
 
 def _local_site(name: str, layer: nn.Module) -> Site:
@@ -354,7 +460,7 @@ def _site(model: nn.Module, name: str, layer: nn.Module, structure: Structure) -
 
     if structure.output is not None:
         hidden, output = structure.inputs[name], structure.output
-        if isinstance(layer, nn.Linear) and hidden[:-1] == output[:-1]:
+        if not isinstance(layer, CONVOLUTIONS) and len(hidden) > 1 and hidden[:-1] == output[:-1]:
             return Site(name, layer, output[-1], hidden[-1], True, product)
         return Site(name, layer, math.prod(output[1:]), math.prod(hidden[1:]), False, product)
     if not isinstance(layer, nn.Linear):
@@ -370,10 +476,14 @@ def _site(model: nn.Module, name: str, layer: nn.Module, structure: Structure) -
     return Site(name, layer, structure.errors, layer.in_features, True, product)
 
 
-def _install(
-    model: Model, rules: dict[str, Rule], plans: list[tuple[str, Feedback, bool]], output: str | int | None, end: str
-) -> Model:
+def _install(model: Model, rules: dict[str, Rule], plans: list[Plan]) -> Model:
     modules = dict(model.named_modules())
+    for plan in plans:
+        if hasattr(modules[plan.name], "feedback"):
+            raise ValueError(
+                f"{plan.name!r} has an attribute `feedback` of its own, the name under which convert keeps its "
+                "feedback."
+            )
     parameters = [
         (f"{name}.{p}".lstrip("."), value)
         for name, rule in rules.items()
@@ -383,28 +493,26 @@ def _install(
     frozen = tuple(name for name, value in parameters if value.requires_grad)
     for _, value in parameters:
         value.requires_grad_(False)
-    scopes: list[Scope] = []
-    direct = [(name, feedback) for name, feedback, local in plans if not local]
-    if direct:
-        scope = Scope(None if output == end else output)
-        scopes.append(scope)
-        model.register_forward_pre_hook(_Begin(scope), prepend=True)
-        for name, feedback in direct:
-            _cut(modules[name], name, feedback, scope)
-        modules[end].register_forward_hook(_End(scope))
-    for name, feedback, local in plans:
-        if local:
-            scopes.append(Scope())
-            modules[name].register_forward_pre_hook(_Begin(scopes[-1]))
-            _cut(modules[name], name, feedback, scopes[-1])
-            modules[name].register_forward_hook(_End(scopes[-1]))
-    setattr(model, _MARK, Conversion(rules, scopes, frozen))
+    scopes = {plan.span: Scope(plan.span.part) for plan in plans}
+    for span, scope in scopes.items():
+        modules[span.begin].register_forward_pre_hook(_Begin(scope), prepend=True)
+    for plan in plans:
+        module = modules[plan.name]
+        module.add_module("feedback", plan.feedback)
+        module.register_forward_pre_hook(_Cut(scopes[plan.span], plan.name), with_kwargs=True)
+    for span, scope in scopes.items():
+        modules[span.end].register_forward_hook(_End(scope))
+    named = {**rules, **{plan.name: plan.rule for plan in plans}}
+    ordered = {name: named[name] for name in modules if name in named}
+    setattr(model, _MARK, Conversion(ordered, list(scopes.values()), frozen))
     return model
 
 
-def _cut(layer: nn.Module, name: str, feedback: Feedback, scope: Scope) -> None:
-    layer.add_module("feedback", feedback)
-    layer.register_forward_pre_hook(_Cut(scope, name), with_kwargs=True)
+def _divided(parts: Sequence[tuple[Part, ModuleRule]]) -> str:
+    if not parts:
+        return ""
+    shown = [part.begin if part.begin == part.end else f"{part.begin} to {part.end}" for part, _ in parts]
+    return f" Its modules are {', '.join(map(repr, shown))}; name larger ones by modules=."
 
 
 def _shown(rule: Rule | Mapping[str, Rule]) -> str:

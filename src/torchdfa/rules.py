@@ -9,9 +9,9 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from torchdfa.feedback import ConvFeedback, DenseFeedback, Feedback, PackedFeedback, SeededFeedback
+from torchdfa.feedback import ConvFeedback, DenseFeedback, Feedback, Geometry, PackedFeedback, SeededFeedback
 from torchdfa.feedback.bits import draw, key_of, unpack
-from torchdfa.feedback.init import Init, Scale, Site, magnitude, product, uniform
+from torchdfa.feedback.init import Init, Scale, Site, magnitude, product, scaled, uniform
 from torchdfa.structure import CUTTABLE
 
 Trunk = Literal["direct", "chain"]
@@ -29,12 +29,14 @@ class Rule:
         chooses: Layer types that the rule takes in a whole model.
         fits: Layer types that it can take where a pattern names them.
         local: The scope of the error is the layer itself, not the network.
+        modular: The scopes of the error are modules of the network.
         freezes: The layer's parameters don't learn.
     """
 
     chooses: ClassVar[tuple[type[nn.Module], ...]] = (nn.Module,)
     fits: ClassVar[tuple[type[nn.Module], ...]] = (nn.Module,)
     local: ClassVar[bool] = False
+    modular: ClassVar[bool] = False
     freezes: ClassVar[bool] = False
 
     def feedback(self, site: Site) -> Feedback | None:
@@ -45,6 +47,11 @@ class Rule:
     def spares_first(self) -> bool:
         """Whether the first layer that the rule takes keeps its uncut input."""
         return False
+
+    @property
+    def wide(self) -> bool:
+        """Whether errors come from the network's output."""
+        return not (self.local or self.modular)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,12 +123,12 @@ class FA(_FeedbackRule):
         weight = site.weight
         size = magnitude(self.scale, site)
         if self.init == "product":
-            b = _scaled(product(site), size)
+            b = scaled(product(site), size)
         else:
             b = 2 * size * uniform(weight.shape, self.seed, site.name)
         b = b.reshape(weight.shape).to(weight)
         if isinstance(site.layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-            return ConvFeedback(b, site.layer)
+            return ConvFeedback(b, Geometry.of(site.layer))
         return DenseFeedback(b, per_position=True)
 
 
@@ -136,7 +143,7 @@ class DFA(_FeedbackRule):
         """Make ``D``, shape (K, H)."""
         size = magnitude(self.scale, site)
         if self.init == "product":
-            d = _scaled(product(site), size)
+            d = scaled(product(site), size)
         else:
             d = 2 * size * uniform((site.errors, site.features), self.seed, site.name)
         return DenseFeedback(d.to(site.weight), per_position=site.per_position)
@@ -227,7 +234,3 @@ class CBDFA(_HeadRule, BDFA):
 
     Its fields are those of :class:`BDFA`, and ``trunk`` as in :class:`CDFA`.
     """
-
-
-def _scaled(entries: Tensor, size: float) -> Tensor:
-    return entries * (size / entries.abs().mean())

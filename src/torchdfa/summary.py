@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from torchdfa.convert import conversion_of
-from torchdfa.feedback import ConvFeedback, Feedback
+from torchdfa.feedback import Feedback
 
 
 @dataclass(frozen=True)
@@ -83,13 +83,13 @@ def summary(model: nn.Module) -> Summary:
         feedback = layer._modules.get("feedback")
         row = Row(name, type(layer).__name__, type(rule).__name__)
         if isinstance(feedback, Feedback):
-            matrix = feedback.weight if isinstance(feedback, ConvFeedback) else feedback.dense()
+            matrix = feedback.dense()
             row = Row(
                 row.layer,
                 row.kind,
                 row.rule,
                 tuple(matrix.shape),
-                matrix.abs().mean().item(),
+                matrix[matrix != 0].abs().mean().item(),
                 feedback.nbytes,
                 feedback.nbytes_float32,
             )

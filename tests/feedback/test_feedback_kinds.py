@@ -6,7 +6,16 @@ from torch import nn
 
 import torchdfa as dfa
 from cases import NETS, RULES, fresh
-from torchdfa.feedback import ConvFeedback, DenseFeedback, Feedback, PackedFeedback, SeededFeedback
+from torchdfa.feedback import (
+    BinarySparseFeedback,
+    ConvFeedback,
+    DenseFeedback,
+    Feedback,
+    Geometry,
+    PackedFeedback,
+    SeededFeedback,
+    SparseFeedback,
+)
 
 FEEDING = {i: r for i, r in RULES.items() if not isinstance(r, (dfa.BP, dfa.Frozen))}
 feeding = pytest.mark.parametrize("rule", FEEDING.values(), ids=FEEDING.keys())
@@ -46,7 +55,12 @@ def test_feedback_has_no_parameters_and_is_in_the_state(rule):
 def test_bytes(rule):
     for feedback in of(rule):
         k, h = feedback.errors, feedback.features
-        kept = {DenseFeedback: 4 * k * h, PackedFeedback: k * -(-h // 8) + 4, SeededFeedback: 8 + 4}[type(feedback)]
+        half = -(-k // 2) * -(-h // 2)  # of two blocks
+        sparse = {SparseFeedback: 4 * 2 * half + 8 * -(-k // 2)}
+        sparse[BinarySparseFeedback] = 2 * -(-k // 2) * -(-h // 16) + 4 + 8 * -(-k // 2)
+        kept = {DenseFeedback: 4 * k * h, PackedFeedback: k * -(-h // 8) + 4, SeededFeedback: 8 + 4, **sparse}[
+            type(feedback)
+        ]
         assert feedback.nbytes == kept
         assert feedback.nbytes_float32 == 4 * k * h
         assert f"{k} → {h}, {kept} bytes" in repr(feedback)
@@ -126,6 +140,6 @@ def test_one_output_a_sample_needs_no_dimension_of_its_own():
 
 def test_feedback_of_a_convolution_shows_its_kernel():
     layer = nn.Conv2d(2, 3, 5, groups=1)
-    feedback = ConvFeedback(torch.randn_like(layer.weight), layer)
+    feedback = ConvFeedback(torch.randn_like(layer.weight), Geometry.of(layer))
     assert feedback.nbytes == feedback.nbytes_float32 == 4 * 3 * 2 * 25
-    assert "(3, 2, 5, 5), 600 bytes" in repr(feedback)
+    assert "(3, 2, 5, 5), dilation (1, 1), groups 1, 600 bytes" in repr(feedback)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torchdfa.feedback.init import NoProductError
 
 CUTTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+RECURRENT = (nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell)
+LAYERS = (*CUTTABLE, *RECURRENT)
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Structure:
     """What is read off a model.
 
     Attributes:
-        order: Names of the Linear and convolution layers that the forward calls, in the order of their first call.
+        order: Names of the Linear, convolution and recurrent layers that the forward calls, in the order of their first call.
         fed: Those whose input depends on a parameter. The others are first layers: nothing below them needs an error.
         leading: Those that lead to the scope's output, whose error is therefore also theirs.
         end: The module whose output is the scope's; "" for what the model returns.
