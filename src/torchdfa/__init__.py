@@ -8,6 +8,7 @@
 
 from torchdfa.alignment import alignment
 from torchdfa.convert import backprop, convert, revert
+from torchdfa.costs import Cost, Costs, costs
 from torchdfa.feedback import Feedback
 from torchdfa.feedback.init import NoProductError
 from torchdfa.modular import HybridDFA, ModuleDFA
@@ -23,6 +24,8 @@ __all__ = [
     "CDFA",
     "DFA",
     "FA",
+    "Cost",
+    "Costs",
     "Feedback",
     "Frozen",
     "HybridDFA",
@@ -33,6 +36,7 @@ __all__ = [
     "alignment",
     "backprop",
     "convert",
+    "costs",
     "revert",
     "summary",
 ]

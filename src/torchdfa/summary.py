@@ -8,6 +8,7 @@ from torch import nn
 
 from torchdfa.convert import conversion_of
 from torchdfa.feedback import Feedback
+from torchdfa.table import align
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,7 @@ class Summary:
         head = ("layer", "type", "rule", "feedback", "mean |B|", "bytes", "as float32")
         lines = [head, *(_cells(row) for row in self.rows)]
         lines.append(("total", "", "", "", "", f"{self.nbytes:,}", f"{self.nbytes_float32:,}"))
-        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-        return "\n".join(
-            "  ".join(
-                c.ljust(w) if i < 4 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in lines
-        )
+        return align(lines, left=4)
 
 
 def summary(model: nn.Module) -> Summary:

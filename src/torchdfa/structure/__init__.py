@@ -27,6 +27,7 @@ __all__ = [
     "pick",
     "put",
     "read_structure",
+    "undisturbed",
 ]
 
 

@@ -1,0 +1,192 @@
+"""What carrying errors backward costs under a rule, layer by layer, beside back-propagation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from torchdfa.convert import Scope, conversion_of
+from torchdfa.feedback import Feedback
+from torchdfa.structure import LAYERS, undisturbed
+from torchdfa.structure.base import RECURRENT
+from torchdfa.table import align
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What it costs to carry an error to the input of one layer.
+
+    Attributes:
+        layer: Its name.
+        kind: Its type.
+        rule: Its rule's name.
+        bp_products: Multiply-adds of back-propagation: those of the error with the transposed weights.
+        products: Multiply-adds under the rule.
+        bp_nbytes: Bytes that back-propagation moves: the weights and the error at the layer's output are read, the
+            error at its input is written, each once, errors as float32.
+        nbytes: Bytes moved under the rule: the feedback and the error of its scope are read, the error is written.
+    """
+
+    layer: str
+    kind: str
+    rule: str
+    bp_products: int
+    products: int
+    bp_nbytes: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The cost of error propagation in all layers to whose input an error goes; ``print`` it to read it."""
+
+    rows: tuple[Cost, ...]
+
+    @property
+    def bp_products(self) -> int:
+        """Multiply-adds of back-propagation."""
+        return sum(row.bp_products for row in self.rows)
+
+    @property
+    def products(self) -> int:
+        """Multiply-adds under the rules."""
+        return sum(row.products for row in self.rows)
+
+    @property
+    def bp_nbytes(self) -> int:
+        """Bytes moved by back-propagation."""
+        return sum(row.bp_nbytes for row in self.rows)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes moved under the rules."""
+        return sum(row.nbytes for row in self.rows)
+
+    def __str__(self) -> str:
+        whole = Cost("total", "", "", self.bp_products, self.products, self.bp_nbytes, self.nbytes)
+        head = ("layer", "type", "rule", "BP products", "products", "ratio", "BP bytes", "bytes", "ratio")
+        return align([head, *(_cells(row) for row in (*self.rows, whole))], left=3)
+
+
+def costs(model: nn.Module, example: Any) -> Costs:
+    """Return what it costs to carry errors to the layers of a converted model, beside back-propagation.
+
+    Gradients of the weights, norms and activations cost the same under every rule and are left out. Products with
+    binary feedback are counted like any others, though they are signed sums.
+
+    >>> import torch, torchdfa as dfa
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Linear(16, 16), torch.nn.ReLU(),
+    ...                             torch.nn.Linear(16, 2))
+    >>> print(dfa.costs(dfa.convert(model, dfa.DFA()), torch.zeros(1, 4)))
+    layer  type    rule  BP products  products  ratio  BP bytes  bytes  ratio
+    2      Linear  DFA           256        32  0.125      1152    200  0.174
+    4      Linear  DFA            32        32  1.000       200    200  1.000
+    total                        288        64  0.222      1352    400  0.296
+
+    Args:
+        model: A converted model.
+        example: An input like those of training, as :func:`torchdfa.convert` takes it; one of a single sample gives
+            the cost of a sample.
+
+    Raises:
+        ValueError: The model is not converted.
+    """
+    conversion = conversion_of(model)
+    sent: dict[int, tuple[int, int]] = {}
+    calls: dict[str, tuple[int, int]] = {}
+
+    def record(output: Tensor, feedbacks: Sequence[Feedback], hidden: Sequence[Tensor]) -> Tensor:
+        for feedback, h in zip(feedbacks, hidden, strict=True):
+            products, moved = sent.get(id(feedback), (0, feedback.nbytes))
+            size = 4 * (output.numel() + h.numel())
+            sent[id(feedback)] = products + feedback.products(output.shape, h.shape), moved + size
+        return output
+
+    def count(name: str, layer: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
+        h = arguments[0] if arguments else keywords["input"]
+        h = h.data if isinstance(h, PackedSequence) else h
+        if not (h.requires_grad or _feedbacks(layer) or isinstance(layer, RECURRENT)):
+            return
+        y = output
+        while isinstance(y, tuple):
+            y = y[0]
+        products, moved = calls.get(name, (0, _weight_bytes(layer, h.requires_grad)))
+        calls[name] = products + _products(layer, h, y), moved + 4 * (y.numel() + h.numel())
+
+    with ExitStack() as stack:
+        stack.enter_context(undisturbed(model))
+        stack.enter_context(torch.enable_grad())
+        for name, module in model.named_modules():
+            if isinstance(module, LAYERS):
+                hook = module.register_forward_hook(
+                    lambda m, a, k, y, name=name: count(name, m, a, k, y), with_kwargs=True
+                )
+                stack.callback(hook.remove)
+        stack.enter_context(_recording(conversion.scopes, record))
+        model.eval()
+        if isinstance(example, Mapping):
+            model(**example)
+        else:
+            model(*(example if isinstance(example, (tuple, list)) else (example,)))
+
+    rows = []
+    for name, module in model.named_modules():
+        rule = type(conversion.rules[name]).__name__ if name in conversion.rules else "BP"
+        fed = [sent[id(f)] for f in _feedbacks(module) if id(f) in sent]
+        own = sum(p for p, _ in fed), sum(b for _, b in fed)
+        if name in calls:
+            bp = calls[name]
+            rows.append(Cost(name, type(module).__name__, rule, bp[0], own[0] if fed else bp[0], bp[1], own[1] if fed else bp[1]))
+        elif fed:  # a module's input: its layers' own products remain
+            rows.append(Cost(name, type(module).__name__, rule, 0, own[0], 0, own[1]))
+    return Costs(tuple(rows))
+
+
+@contextmanager
+def _recording(scopes: Sequence[Scope], record: Any) -> Any:
+    before = [scope.node for scope in scopes]
+    for scope in scopes:
+        scope.node = record
+    try:
+        yield
+    finally:
+        for scope, node in zip(scopes, before, strict=True):
+            scope.node = node
+
+
+def _feedbacks(module: nn.Module) -> list[Feedback]:
+    child = module._modules.get("feedback")
+    return [child] if isinstance(child, Feedback) else []
+
+
+def _products(layer: nn.Module, h: Tensor, y: Tensor) -> int:
+    """Return the multiply-adds of carrying a layer's error to its input by its transposed weights."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    if isinstance(layer, nn.Linear):
+        return y.numel() // layer.out_features * weight.numel()
+    return y.numel() * math.prod(weight.shape[1:])
+
+
+def _weight_bytes(layer: nn.Module, entered: bool) -> int:
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight.numel() * weight.element_size()
+
+
+def _cells(row: Cost) -> tuple[str, ...]:
+    def ratio(a: int, b: int) -> str:
+        return f"{a / b:.3f}" if b else ""
+
+    return (
+        *(row.layer, row.kind, row.rule),
+        *(str(row.bp_products), str(row.products), ratio(row.products, row.bp_products)),
+        *(str(row.bp_nbytes), str(row.nbytes), ratio(row.nbytes, row.bp_nbytes)),
+    )
