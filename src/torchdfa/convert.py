@@ -164,7 +164,7 @@ def convert(
 ) -> Model:
     """Make ``loss.backward()`` train ``model`` by ``rule``, in place, and return it.
 
-    Parameters, their names and the modules' types stay as they are. Convert before wrapping the model (DDP, FSDP,
+    Parameters, their names and the modules' types stay as they are; feedback that learns adds its own. Convert before wrapping the model (DDP, FSDP,
     ``torch.compile``) and after moving its weights to where they train.
 
     >>> import torch, torchdfa as dfa
@@ -257,6 +257,19 @@ def backprop(model: nn.Module) -> Iterator[None]:
     finally:
         for scope, enabled in zip(scopes, before, strict=True):
             scope.enabled = enabled
+
+
+@contextmanager
+def watching(conversion: Conversion, node: Node) -> Iterator[None]:
+    """Within it, forwards call ``node(output, feedbacks, hidden)`` in place of the broadcast: to see, not to learn."""
+    before = [scope.node for scope in conversion.scopes]
+    for scope in conversion.scopes:
+        scope.node = node
+    try:
+        yield
+    finally:
+        for scope, old in zip(conversion.scopes, before, strict=True):
+            scope.node = old
 
 
 def is_converted(model: nn.Module) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from torchdfa.convert import Scope, conversion_of
+from torchdfa.convert import conversion_of, watching
 from torchdfa.feedback import Feedback
 from torchdfa.structure import LAYERS, undisturbed
 from torchdfa.structure.base import RECURRENT
@@ -129,7 +129,7 @@ def costs(model: nn.Module, example: Any) -> Costs:
                     lambda m, a, k, y, name=name: count(name, m, a, k, y), with_kwargs=True
                 )
                 stack.callback(hook.remove)
-        stack.enter_context(_recording(conversion.scopes, record))
+        stack.enter_context(watching(conversion, record))
         model.eval()
         if isinstance(example, Mapping):
             model(**example)
@@ -143,22 +143,14 @@ def costs(model: nn.Module, example: Any) -> Costs:
         own = sum(p for p, _ in fed), sum(b for _, b in fed)
         if name in calls:
             bp = calls[name]
-            rows.append(Cost(name, type(module).__name__, rule, bp[0], own[0] if fed else bp[0], bp[1], own[1] if fed else bp[1]))
+            rows.append(
+                Cost(
+                    name, type(module).__name__, rule, bp[0], own[0] if fed else bp[0], bp[1], own[1] if fed else bp[1]
+                )
+            )
         elif fed:  # a module's input: its layers' own products remain
             rows.append(Cost(name, type(module).__name__, rule, 0, own[0], 0, own[1]))
     return Costs(tuple(rows))
-
-
-@contextmanager
-def _recording(scopes: Sequence[Scope], record: Any) -> Any:
-    before = [scope.node for scope in scopes]
-    for scope in scopes:
-        scope.node = record
-    try:
-        yield
-    finally:
-        for scope, node in zip(scopes, before, strict=True):
-            scope.node = node
 
 
 def _feedbacks(module: nn.Module) -> list[Feedback]:

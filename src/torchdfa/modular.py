@@ -25,9 +25,9 @@ from torchdfa.feedback import (
 )
 from torchdfa.feedback.bits import draw, key_of, unpack
 from torchdfa.feedback.conv import Upsample
-from torchdfa.feedback.sparse import Blocks
 from torchdfa.feedback.init import Site, magnitude, product, scaled, uniform
-from torchdfa.rules import _FeedbackRule
+from torchdfa.feedback.sparse import Blocks
+from torchdfa.rules import FeedbackRule
 from torchdfa.structure import LAYERS
 
 Source = Literal["module", "network"]
@@ -36,7 +36,7 @@ _SAMPLE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModuleRule(_FeedbackRule):
+class ModuleRule(FeedbackRule):
     """What ModuleDFA and HybridDFA have in common.
 
     Args:

@@ -71,7 +71,7 @@ class Frozen(Rule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _FeedbackRule(Rule):
+class FeedbackRule(Rule):
     """A rule that sends errors through fixed feedback.
 
     Args:
@@ -101,6 +101,13 @@ class _FeedbackRule(Rule):
         elif not 0 < self.scale < math.inf:
             raise ValueError(f"{type(self).__name__}: scale={self.scale!r}, expected a positive number.")
 
+    def entries(self, site: Site) -> Tensor:
+        """Return real-valued entries for a feedback, shape (K, H): the product's, or random ones of its size."""
+        size = magnitude(self.scale, site)
+        if self.init == "product":
+            return scaled(product(site), size)
+        return 2 * size * uniform((site.errors, site.features), self.seed, site.name)
+
     def _check(self, name: str, allowed: tuple[str, ...]) -> None:
         value = getattr(self, name)
         if value not in allowed:
@@ -110,7 +117,7 @@ class _FeedbackRule(Rule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FA(_FeedbackRule):
+class FA(FeedbackRule):
     """Feedback alignment: each layer's fixed ``B`` for its ``Wᵀ`` (Lillicrap et al. 2016; eq. 5 of Han & Yoo 2019).
 
     The scope is the layer itself, so that ``init="product"`` starts from ``B = W``.
@@ -120,20 +127,14 @@ class FA(_FeedbackRule):
 
     def feedback(self, site: Site) -> Feedback:
         """Make ``B`` in the shape of the layer's weight."""
-        weight = site.weight
-        size = magnitude(self.scale, site)
-        if self.init == "product":
-            b = scaled(product(site), size)
-        else:
-            b = 2 * size * uniform(weight.shape, self.seed, site.name)
-        b = b.reshape(weight.shape).to(weight)
+        b = self.entries(site).reshape(site.weight.shape).to(site.weight)
         if isinstance(site.layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
             return ConvFeedback(b, Geometry.of(site.layer))
         return DenseFeedback(b, per_position=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DFA(_FeedbackRule):
+class DFA(FeedbackRule):
     """Direct feedback alignment: ``e_i = D_iᵀ e_L ⊙ f′`` with dense, fixed ``D_i`` (Nøkland 2016).
 
     In a whole model it cuts every Linear and convolution layer but the first.
@@ -141,16 +142,11 @@ class DFA(_FeedbackRule):
 
     def feedback(self, site: Site) -> Feedback:
         """Make ``D``, shape (K, H)."""
-        size = magnitude(self.scale, site)
-        if self.init == "product":
-            d = scaled(product(site), size)
-        else:
-            d = 2 * size * uniform((site.errors, site.features), self.seed, site.name)
-        return DenseFeedback(d.to(site.weight), per_position=site.per_position)
+        return DenseFeedback(self.entries(site).to(site.weight), per_position=site.per_position)
 
 
 @dataclass(frozen=True, kw_only=True)
-class BDFA(_FeedbackRule):
+class BDFA(FeedbackRule):
     """Binary direct feedback alignment: feedback of ±1, one bit an entry, times one scale (eq. 9 of Han & Yoo 2019).
 
     Args:
@@ -196,7 +192,7 @@ class BDFA(_FeedbackRule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _HeadRule(_FeedbackRule):
+class _HeadRule(FeedbackRule):
     """What makes CDFA and CBDFA the rules of a convolutional network's head.
 
     Args:

@@ -12,9 +12,12 @@ from torchdfa.feedback import (
     DenseFeedback,
     Feedback,
     Geometry,
+    KolenPollackFeedback,
     PackedFeedback,
     SeededFeedback,
+    SignFeedback,
     SparseFeedback,
+    TargetFeedback,
 )
 
 FEEDING = {i: r for i, r in RULES.items() if not isinstance(r, (dfa.BP, dfa.Frozen))}
@@ -46,7 +49,7 @@ def test_forward_is_the_product_with_dense(rule):
 @feeding
 def test_feedback_has_no_parameters_and_is_in_the_state(rule):
     for feedback in of(rule):
-        assert not list(feedback.parameters())
+        assert bool(list(feedback.parameters())) == feedback.learns == isinstance(rule, dfa.KolenPollack)
         assert feedback.state_dict()
         assert not any(b.requires_grad for b in feedback.buffers())
 
@@ -58,9 +61,11 @@ def test_bytes(rule):
         half = -(-k // 2) * -(-h // 2)  # of two blocks
         sparse = {SparseFeedback: 4 * 2 * half + 8 * -(-k // 2)}
         sparse[BinarySparseFeedback] = 2 * -(-k // 2) * -(-h // 16) + 4 + 8 * -(-k // 2)
-        kept = {DenseFeedback: 4 * k * h, PackedFeedback: k * -(-h // 8) + 4, SeededFeedback: 8 + 4, **sparse}[
-            type(feedback)
-        ]
+        if isinstance(feedback, SignFeedback):
+            assert feedback.nbytes == 4 + {"uniform": 0, "fixed": 4 * k * h, "batch": 8}[rule.magnitude]
+            continue
+        real = dict.fromkeys((DenseFeedback, KolenPollackFeedback, TargetFeedback), 4 * k * h)
+        kept = {**real, PackedFeedback: k * -(-h // 8) + 4, SeededFeedback: 8 + 4, **sparse}[type(feedback)]
         assert feedback.nbytes == kept
         assert feedback.nbytes_float32 == 4 * k * h
         assert f"{k} → {h}, {kept} bytes" in repr(feedback)

@@ -19,7 +19,11 @@ Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 Upsample = Literal["transposed", "nearest"]
 # Their annotations say int where a tuple is taken, too.
 _INPUT_ERROR: dict[int, Any] = {1: conv_grad.conv1d_input, 2: conv_grad.conv2d_input, 3: conv_grad.conv3d_input}
-_WEIGHT_GRADIENT: dict[int, Any] = {1: conv_grad.conv1d_weight, 2: conv_grad.conv2d_weight, 3: conv_grad.conv3d_weight}
+_WEIGHT_GRADIENT: dict[int, Any] = {
+    1: conv_grad.conv1d_weight,
+    2: conv_grad.conv2d_weight,
+    3: conv_grad.conv3d_weight,
+}
 _CONVOLVE: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
@@ -151,6 +155,15 @@ class ConvFeedback(Feedback):
                 empty = y.new_zeros([*y.shape[:dim], m, *y.shape[dim + 1 :]])
                 y = empty.index_add(dim, _sources(n, m, y.device), y)
         return y
+
+    def correlate(self, e: Tensor, h: Tensor) -> Tensor:
+        """Return the products of an error and the activation it was made of, summed tap by tap: a gradient of B."""
+        g = self.geometry
+        dims = len(g.stride)
+        e, h = (t if t.dim() == dims + 2 else t.unsqueeze(0) for t in (e, h))
+        h = F.pad(h, [n for pair in reversed(g.pads) for n in pair], mode="constant" if g.mode == "zeros" else g.mode)
+        shape = (e.shape[1], h.shape[1] // g.groups, *g.kernel)
+        return _WEIGHT_GRADIENT[dims](h.to(e.dtype), shape, e, stride=g.stride, dilation=g.dilation, groups=g.groups)
 
     def check(self, output: torch.Size, hidden: torch.Size) -> None:
         """Raise ValueError if a map of the shape ``hidden`` does not become one of the shape ``output``."""
