@@ -15,15 +15,19 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from torchdfa.feedback import Feedback
 from torchdfa.feedback.init import Site
+from torchdfa.feedback.time import Feedbacks, TimeFeedback
 from torchdfa.functional import broadcast
+from torchdfa.functional.recurrent import State, Weights, cut_steps, live_steps, run_layers, suffixes, weights_of
 from torchdfa.modular import ModuleRule
 from torchdfa.rules import BP, Rule
 from torchdfa.structure import (
     CONVOLUTIONS,
     LAYERS,
+    RECURRENT,
     Part,
     Structure,
     find_parts,
@@ -115,19 +119,103 @@ class _End(_Hook):
         if not scope.cuts:
             return None
         cuts, scope.cuts = scope.cuts, []
-        for name, _, h, version in cuts:
-            if _version(h) != version:
-                raise RuntimeError(
-                    f"the input of {name!r} was changed in place after the layer used it, so that the error sent to it "
-                    "would reach the changed value. Use the out-of-place operation there."
-                )
         whole = scope.part is None
         tensor = output if whole else pick(output, scope.part)  # type: ignore[arg-type]
-        try:
-            served = scope.node(tensor, [feedback for _, feedback, _, _ in cuts], [h for _, _, h, _ in cuts])
-        except ValueError as error:
-            raise ValueError(f"one of {[name for name, *_ in cuts]}: {error}") from error
+        served = _serve(scope, tensor, cuts)
         return served if whole else put(output, scope.part, served)  # type: ignore[arg-type]
+
+
+def _serve(scope: Scope, output: Tensor, cuts: Sequence[tuple[str, Feedback, Tensor, int]]) -> Tensor:
+    for name, _, h, version in cuts:
+        if _version(h) != version:
+            raise RuntimeError(
+                f"the input of {name!r} was changed in place after the layer used it, so that the error sent to it "
+                "would reach the changed value. Use the out-of-place operation there."
+            )
+    names = [name for name, *_ in cuts]
+    if not isinstance(output, Tensor):
+        raise TypeError(f"one of {names}: the output of its module is a {type(output).__name__}, expected a tensor.")
+    try:
+        return scope.node(output, [feedback for _, feedback, _, _ in cuts], [h for _, _, h, _ in cuts])
+    except ValueError as error:
+        raise ValueError(f"one of {names}: {error}") from error
+
+
+class _Unrolled(_Hook):
+    """The forward of a recurrent layer whose states are cut: the scope is each run of ``chunk`` steps of a layer.
+
+    Fused kernels give no access to what happens between steps, so that the layer is run by
+    :mod:`torchdfa.functional.recurrent` where a state inside a run is cut. It is the layer's ``forward`` in its
+    ``__dict__``, which hooks see as any other.
+    """
+
+    def __init__(self, scope: Scope, name: str, layer: nn.Module, chunk: int | None, within: bool):
+        super().__init__(scope)
+        self.name, self.layer, self.chunk, self.within = name, layer, chunk, within
+
+    def __call__(self, input: Any, hx: Any = None) -> Any:
+        layer = self.layer
+        if not (self.scope.enabled and torch.is_grad_enabled()):
+            return type(layer).forward(layer, input, hx)
+        if isinstance(layer, nn.RNNBase):
+            return run_layers(layer, input, hx, self.run)
+        single = input.dim() == 1
+        x = input.unsqueeze(0) if single else input
+        lstm = isinstance(layer, nn.LSTMCell)
+        if hx is None:
+            hx = (x.new_zeros(len(x), layer.hidden_size),) * (2 if lstm else 1)
+        states = tuple(s.unsqueeze(0) if s.dim() == 1 else s for s in (hx if isinstance(hx, tuple) else (hx,)))
+        y, cells = self.run("", x.unsqueeze(0), (states[0], states[1] if lstm else None), [1])
+        h = y[0, 0] if single else y[0]
+        return (h, cells[0][0] if single else cells[0]) if lstm else h
+
+    def run(self, suffix: str, x: Tensor, state: State, stops: list[int]) -> tuple[Tensor, list[Tensor]]:
+        w = weights_of(self.layer, suffix)
+        feedbacks = self.layer.feedback
+        assert isinstance(feedbacks, Feedbacks)
+        time = feedbacks[f"time{suffix}"] if f"time{suffix}" in feedbacks else None
+        inward = feedbacks[f"input{suffix}"] if f"input{suffix}" in feedbacks else None
+        length, outputs, cells = self.chunk or len(x), [], []
+        for begin in range(0, len(x), length):
+            part = x[begin : begin + length]
+            entered = part if inward is None else part.detach()
+            entering = state[0]
+            first = isinstance(time, TimeFeedback) and time.steps != "inner"
+            if self.within:
+                y, after = cut_steps(w, F.linear(entered, w.inward, w.inward_bias), state, first=first)
+                cells += [after[stop - begin - 1] for stop in stops if after is not None and 0 < stop - begin <= len(y)]
+                cell = None if after is None else after[-1]
+            else:
+                y, cell, inner = self.live(w, entered, (entering.detach(), state[1]), begin, stops)
+                cells += inner
+            cuts = []
+            if inward is not None and part.requires_grad:
+                cuts.append((self.name, inward, part, _version(part)))
+            if isinstance(time, TimeFeedback):
+                rows = {"all": (entering.unsqueeze(0), y[:-1]), "inner": (y[:-1],), "first": (entering.unsqueeze(0),)}
+                states = torch.cat(rows[time.steps])
+                if len(states) and states.requires_grad:
+                    cuts.append((self.name, time, states, _version(states)))
+            if cuts:
+                y = _serve(self.scope, y, cuts)
+            outputs.append(y)
+            state = (y[-1], cell)
+        return torch.cat(outputs), cells
+
+    @staticmethod
+    def live(
+        w: Weights, x: Tensor, state: State, begin: int, stops: list[int]
+    ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+        """Run steps with back-propagation, in pieces that end where an LSTM's c is asked for."""
+        ends = sorted({*(stop - begin for stop in stops if 0 < stop - begin < len(x)), len(x)})
+        outputs, cells, cell, done = [], [], state[1], 0
+        for end in ends:
+            y, after = live_steps(w, x[done:end], state)
+            cell = None if after is None else after[-1]
+            cells += [cell] if cell is not None and begin + end in stops else []
+            outputs.append(y)
+            state, done = (y[-1], cell), end
+        return torch.cat(outputs), cell, cells
 
 
 def _version(h: Tensor) -> int:
@@ -233,8 +321,10 @@ def revert(model: Model) -> Model:
             for key in [k for k, hook in hooks.items() if isinstance(hook, _Hook)]:
                 del hooks[key]
                 flags.pop(key, None)
-        if isinstance(module._modules.get("feedback"), Feedback):
+        if isinstance(module._modules.get("feedback"), (Feedback, Feedbacks)):
             del module._modules["feedback"]
+        if isinstance(module.__dict__.get("forward"), _Unrolled):
+            del module.__dict__["forward"]
     delattr(model, _MARK)
     return model
 
@@ -347,11 +437,11 @@ class Span:
 
 @dataclass(frozen=True)
 class Plan:
-    """A cut to be made at the input of the module ``name``, by which rule, and what serves it."""
+    """A cut to be made at the input of the module ``name``, or in a recurrent one, by which rule, and what serves it."""
 
     name: str
     rule: Rule
-    feedback: Feedback
+    feedback: Feedback | Feedbacks
     span: Span
 
 
@@ -417,6 +507,9 @@ def _plan_parts(
     inputs = {} if example is None else inputs_of(model, example, {part.begin for part, _ in parts})
     plans: list[Plan] = []
     for part, rule in parts:
+        if isinstance(part.module, RECURRENT):
+            plans += _plan_recurrent(part, rule, part.begin in structure.fed)
+            continue
         if rule.between == "network" and _entered(part, rule, structure):
             site = _site(model, part.begin, modules[part.begin], structure)
             plans.append(Plan(part.begin, rule, rule.feedback(site), network))
@@ -429,6 +522,33 @@ def _plan_parts(
                 feedback = rule.feedback(_part_site(part, inner, modules[name], inside))
                 plans.append(Plan(name, rule, feedback, span))
     return plans
+
+
+def _plan_recurrent(part: Part, rule: ModuleRule, fed: bool) -> list[Plan]:
+    """Make the feedbacks of a recurrent layer: to the states, and to the inputs of its layers."""
+    name, layer = part.begin, part.module
+    if getattr(layer, "proj_size", 0):
+        raise ValueError(f"{name!r} is an LSTM with proj_size, whose states can't be cut. Give it the rule BP.")
+    made = Feedbacks()
+    steps = rule.steps
+    single = not isinstance(layer, nn.RNNBase) or rule.chunk == 1
+    for i, names in enumerate(suffixes(layer)):
+        for suffix in names:
+            w = weights_of(layer, suffix)
+            if steps is not None and not (single and steps == "inner"):
+                site = _matrix_site(f"{name}.time{suffix}", layer, w, w.across)
+                made[f"time{suffix}"] = TimeFeedback(rule.feedback(site), rule.decay, steps)
+            if rule.between is not None and (fed or i):
+                site = _matrix_site(f"{name}.input{suffix}", layer, w, w.inward)
+                made[f"input{suffix}"] = rule.feedback(site)
+    return [Plan(name, rule, made, Span(name, name))] if len(made) else []
+
+
+def _matrix_site(name: str, layer: nn.Module, w: Weights, matrix: Tensor) -> Site:
+    """Return the site of a state or an input of a recurrent layer, whose product is its part in the candidate."""
+    gain, part = {"lstm": (0.25, 2), "gru": (0.25 if matrix is w.across else 0.5, 2)}.get(w.kind, (1.0, 0))
+    rows = matrix.detach()[part * w.hidden : (part + 1) * w.hidden]
+    return Site(name, layer, w.hidden, matrix.shape[1], True, lambda: gain * rows.double())
 
 
 def _entered(part: Part, rule: ModuleRule, structure: Structure) -> bool:
@@ -507,14 +627,24 @@ def _install(model: Model, rules: dict[str, Rule], plans: list[Plan]) -> Model:
     for _, value in parameters:
         value.requires_grad_(False)
     scopes = {plan.span: Scope(plan.span.part) for plan in plans}
+    unrolled = {plan.span for plan in plans if isinstance(plan.feedback, Feedbacks)}
     for span, scope in scopes.items():
-        modules[span.begin].register_forward_pre_hook(_Begin(scope), prepend=True)
+        if span not in unrolled:
+            modules[span.begin].register_forward_pre_hook(_Begin(scope), prepend=True)
     for plan in plans:
         module = modules[plan.name]
         module.add_module("feedback", plan.feedback)
+        if isinstance(plan.feedback, Feedbacks):
+            assert isinstance(plan.rule, ModuleRule)
+            # An instance's attribute: what a module calls is its forward, and Module.__call__ looks there first.
+            module.__dict__["forward"] = _Unrolled(
+                scopes[plan.span], plan.name, module, plan.rule.chunk, plan.rule.within
+            )
+            continue
         module.register_forward_pre_hook(_Cut(scopes[plan.span], plan.name), with_kwargs=True)
     for span, scope in scopes.items():
-        modules[span.end].register_forward_hook(_End(scope))
+        if span not in unrolled:
+            modules[span.end].register_forward_hook(_End(scope))
     named = {**rules, **{plan.name: plan.rule for plan in plans}}
     ordered = {name: named[name] for name in modules if name in named}
     setattr(model, _MARK, Conversion(ordered, list(scopes.values()), frozen))

@@ -14,6 +14,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from torchdfa.convert import conversion_of, watching
 from torchdfa.feedback import Feedback
+from torchdfa.feedback.time import Feedbacks
+from torchdfa.functional.recurrent import suffixes, weights_of
 from torchdfa.structure import LAYERS, undisturbed
 from torchdfa.structure.base import RECURRENT
 from torchdfa.table import align
@@ -100,7 +102,7 @@ def costs(model: nn.Module, example: Any) -> Costs:
     """
     conversion = conversion_of(model)
     sent: dict[int, tuple[int, int]] = {}
-    calls: dict[str, tuple[int, int]] = {}
+    calls: dict[str, tuple[int, int, int]] = {}
 
     def record(output: Tensor, feedbacks: Sequence[Feedback], hidden: Sequence[Tensor]) -> Tensor:
         for feedback, h in zip(feedbacks, hidden, strict=True):
@@ -112,13 +114,19 @@ def costs(model: nn.Module, example: Any) -> Costs:
     def count(name: str, layer: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
         h = arguments[0] if arguments else keywords["input"]
         h = h.data if isinstance(h, PackedSequence) else h
-        if not (h.requires_grad or _feedbacks(layer) or isinstance(layer, RECURRENT)):
+        if isinstance(layer, RECURRENT):
+            rule = conversion.rules.get(name)
+            bp, kept = _recurrent(layer, arguments[0], h, rule if _feedbacks(layer) else None)
+            before, live = calls.get(name, (0, 0, 0))[::2]
+            calls[name] = before + bp, _recurrent_bytes(layer, h), live + kept
+            return
+        if not (h.requires_grad or _feedbacks(layer)):
             return
         y = output
         while isinstance(y, tuple):
             y = y[0]
-        products, moved = calls.get(name, (0, _weight_bytes(layer, h.requires_grad)))
-        calls[name] = products + _products(layer, h, y), moved + 4 * (y.numel() + h.numel())
+        products, moved, _ = calls.get(name, (0, _nbytes(layer.weight), 0))
+        calls[name] = products + _products(layer, y), moved + 4 * (y.numel() + h.numel()), 0
 
     with ExitStack() as stack:
         stack.enter_context(undisturbed(model))
@@ -140,25 +148,27 @@ def costs(model: nn.Module, example: Any) -> Costs:
     for name, module in model.named_modules():
         rule = type(conversion.rules[name]).__name__ if name in conversion.rules else "BP"
         fed = [sent[id(f)] for f in _feedbacks(module) if id(f) in sent]
-        own = sum(p for p, _ in fed), sum(b for _, b in fed)
+        products, nbytes = sum(p for p, _ in fed), sum(b for _, b in fed)
         if name in calls:
-            bp = calls[name]
-            rows.append(
-                Cost(
-                    name, type(module).__name__, rule, bp[0], own[0] if fed else bp[0], bp[1], own[1] if fed else bp[1]
-                )
-            )
+            bp, moved, live = calls[name]
+            if not fed:
+                products, nbytes = bp, moved
+            elif live:  # of a recurrent layer, whose weights are then still read
+                products, nbytes = products + live, nbytes + moved
+            rows.append(Cost(name, type(module).__name__, rule, bp, products, moved, nbytes))
         elif fed:  # a module's input: its layers' own products remain
-            rows.append(Cost(name, type(module).__name__, rule, 0, own[0], 0, own[1]))
+            rows.append(Cost(name, type(module).__name__, rule, 0, products, 0, nbytes))
     return Costs(tuple(rows))
 
 
 def _feedbacks(module: nn.Module) -> list[Feedback]:
     child = module._modules.get("feedback")
+    if isinstance(child, Feedbacks):
+        return [feedback for feedback in child.values() if isinstance(feedback, Feedback)]
     return [child] if isinstance(child, Feedback) else []
 
 
-def _products(layer: nn.Module, h: Tensor, y: Tensor) -> int:
+def _products(layer: nn.Module, y: Tensor) -> int:
     """Return the multiply-adds of carrying a layer's error to its input by its transposed weights."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
@@ -167,9 +177,39 @@ def _products(layer: nn.Module, h: Tensor, y: Tensor) -> int:
     return y.numel() * math.prod(weight.shape[1:])
 
 
-def _weight_bytes(layer: nn.Module, entered: bool) -> int:
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
+def _recurrent(layer: nn.Module, given: Any, h: Tensor, rule: Any) -> tuple[int, int]:
+    """Return a recurrent layer's multiply-adds under back-propagation, and those that are left of them."""
+    rows = h.numel() // h.shape[-1]
+    steps = 1
+    if isinstance(given, PackedSequence):
+        steps = len(given.batch_sizes)
+    elif isinstance(layer, nn.RNNBase):
+        steps = h.shape[1 if layer.batch_first and h.dim() == 3 else 0]
+    first = rows // steps * -(-steps // ((rule and rule.chunk) or steps))
+    live = {None: rows, "inner": first, "first": rows - first, "all": 0}[rule and rule.steps]
+    made = layer._modules.get("feedback")
+    bp = left = 0
+    for i, names in enumerate(suffixes(layer)):
+        for suffix in names:
+            w = weights_of(layer, suffix)
+            across, inward = w.across.numel(), w.inward.numel() if i or h.requires_grad else 0
+            bp += rows * (across + inward)
+            left += live * across
+            left += 0 if isinstance(made, Feedbacks) and f"input{suffix}" in made else rows * inward
+    return bp, left
+
+
+def _recurrent_bytes(layer: nn.Module, h: Tensor) -> int:
+    """Return the bytes that back-propagation through a recurrent layer moves, weights read once."""
+    rows, total = h.numel() // h.shape[-1], 0
+    for names in suffixes(layer):
+        for suffix in names:
+            w = weights_of(layer, suffix)
+            total += _nbytes(w.across) + _nbytes(w.inward) + 4 * rows * (2 * w.hidden + w.inward.shape[1])
+    return total
+
+
+def _nbytes(weight: Any) -> int:
     return weight.numel() * weight.element_size()
 
 

@@ -27,6 +27,7 @@ from torchdfa.feedback.bits import draw, key_of, unpack
 from torchdfa.feedback.conv import Upsample
 from torchdfa.feedback.init import Site, magnitude, product, scaled, uniform
 from torchdfa.feedback.sparse import Blocks
+from torchdfa.feedback.time import Steps
 from torchdfa.rules import FeedbackRule
 from torchdfa.structure import LAYERS
 
@@ -50,6 +51,8 @@ class ModuleRule(FeedbackRule):
             them, or ``"nearest"``: on the error repeated to the activation's size.
         density: Share of the entries of feedback matrices (to Linear and recurrent layers) that is not zero; 1 / n.
         binary: Entries ±1 times one scale, one bit each, as in :class:`torchdfa.BDFA`.
+        chunk: Steps of a recurrent layer that make a module. None: all. A cell is a module of one step.
+        decay: λ, by which the error of each later step counts less at the states before it.
         init: ``"random"``, or ``"product"``: the composition of the skipped layers' weights, as they are when the
             model is converted, at the taps and channels that the feedback has.
         scale: As in :class:`torchdfa.DFA`; the mean absolute value of the entries that are kept.
@@ -62,6 +65,8 @@ class ModuleRule(FeedbackRule):
     upsample: Upsample = "transposed"
     density: float = 1.0
     binary: bool = False
+    chunk: int | None = None
+    decay: float = 1.0
 
     modular = True
     chooses = LAYERS
@@ -73,6 +78,10 @@ class ModuleRule(FeedbackRule):
         self._whole("groups")
         if self.dilation != "matched":
             self._whole("dilation")
+        if self.chunk is not None:
+            self._whole("chunk")
+        if isinstance(self.decay, bool) or not isinstance(self.decay, (int, float)) or not 0 < self.decay <= 1:
+            raise self._wrong("decay", "a number in (0, 1]")
         if not 0 < self.density <= 1 or abs(1 / self.density - round(1 / self.density)) > 1e-3 * (1 / self.density):
             raise self._wrong("density", "1 / n with a whole n: 1, 0.5, 0.333, 0.25 …")
 
@@ -103,6 +112,12 @@ class ModuleRule(FeedbackRule):
     def wide(self) -> bool:
         """Whether errors come from the network's output."""
         return self.between == "network"
+
+    @property
+    def steps(self) -> Steps | None:
+        """Which states in a module of a recurrent layer's steps get direct feedback."""
+        inner = "inner" if self.within else None
+        return inner if self.between is None else "all" if self.within else "first"
 
     def feedback(self, site: Site) -> Feedback:
         """Make a feedback convolution where the error and the activation are maps, else a matrix."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from torchdfa.convert import conversion_of
 from torchdfa.feedback import Feedback
+from torchdfa.feedback.time import Feedbacks
+from torchdfa.rules import Rule
 from torchdfa.table import align
 
 
@@ -16,7 +18,7 @@ class Row:
     """One layer of a summary.
 
     Attributes:
-        layer: Its name.
+        layer: Its name; of a recurrent one with what the feedback serves, as ``rnn.time_l0``.
         kind: Its type.
         rule: Its rule's name.
         feedback: Shape of the feedback at its input, (K, H) or a convolution's kernel; None where the input is not cut.
@@ -75,21 +77,27 @@ def summary(model: nn.Module) -> Summary:
     rows = []
     for name, rule in conversion.rules.items():
         layer = model.get_submodule(name)
-        feedback = layer._modules.get("feedback")
-        row = Row(name, type(layer).__name__, type(rule).__name__)
-        if isinstance(feedback, Feedback):
-            matrix = feedback.dense()
-            row = Row(
-                row.layer,
-                row.kind,
-                row.rule,
-                tuple(matrix.shape),
-                matrix[matrix != 0].abs().mean().item(),
-                feedback.nbytes,
-                feedback.nbytes_float32,
-            )
-        rows.append(row)
+        made = layer._modules.get("feedback")
+        if isinstance(made, Feedbacks):
+            rows += [_row(f"{name}.{part}", layer, rule, feedback) for part, feedback in made.items()]
+        else:
+            rows.append(_row(name, layer, rule, made if isinstance(made, Feedback) else None))
     return Summary(tuple(rows))
+
+
+def _row(name: str, layer: nn.Module, rule: Rule, feedback: nn.Module | None) -> Row:
+    row = Row(name, type(layer).__name__, type(rule).__name__)
+    if not isinstance(feedback, Feedback):
+        return row
+    matrix = feedback.dense()
+    size = matrix[matrix != 0].abs().mean().item()
+    return replace(
+        row,
+        feedback=tuple(matrix.shape),
+        scale=size,
+        nbytes=feedback.nbytes,
+        nbytes_float32=feedback.nbytes_float32,
+    )
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -68,8 +68,13 @@ class Feedback(nn.Module):
         """Return what is carried in place of the error ``e``, both of the output's shape."""
         return e
 
-    def project(self, h: Tensor) -> Tensor:
-        """Return ``h @ Bᵀ``, the map whose transpose :meth:`carry` applies: of the number of entries of the output."""
+    def project(self, h: Tensor, output: torch.Size | None = None) -> Tensor:
+        """Return ``h @ Bᵀ``, the map whose transpose :meth:`carry` applies.
+
+        Args:
+            h: An activation, shape (N, H...).
+            output: Shape of the scope's output, where h alone does not decide it.
+        """
         return h.reshape(-1, self.features) @ self.dense().to(h.dtype).T
 
     def products(self, output: torch.Size, hidden: torch.Size) -> int:

@@ -139,7 +139,7 @@ class ConvFeedback(Feedback):
         )
         return error if plain else _unpad(error, size, g.pads, g.mode)
 
-    def project(self, h: Tensor) -> Tensor:
+    def project(self, h: Tensor, output: torch.Size | None = None) -> Tensor:
         """Return the convolution of ``h`` with B, the map whose transpose ``carry`` applies."""
         return self._convolve(h, self.kernel(h.dtype))
 

@@ -38,7 +38,7 @@ class KolenPollackFeedback(DenseFeedback):
         """Return B, shape (K, H)."""
         return self.weight.detach()
 
-    def project(self, h: Tensor) -> Tensor:
+    def project(self, h: Tensor, output: torch.Size | None = None) -> Tensor:
         """Return ``h @ Bᵀ``."""
         return h.reshape(-1, self.features) @ self.weight.to(h.dtype).T
 

@@ -16,7 +16,7 @@ def reference_broadcast(output: Tensor, feedbacks: Sequence[Feedback], hidden: S
     """Do what :func:`torchdfa.functional.broadcast.broadcast` does, by differentiating ``hBᵀ``."""
     logits = output.detach()
     for feedback, h in zip(feedbacks, hidden, strict=True):
-        through = feedback.project(h).reshape(output.shape).to(output.dtype)
+        through = feedback.project(h, output.shape).reshape(output.shape).to(output.dtype)
         if through.requires_grad:
             # What a feedback sends in place of the error, such as a target, is no derivative either.
             through.register_hook(lambda e, feedback=feedback: feedback.sent(e, logits))
