@@ -561,11 +561,11 @@ def _entered(part: Part, rule: ModuleRule, structure: Structure) -> bool:
 
 
 def _layers_of(part: Part, given: Any | None) -> Iterator[tuple[str, str, bool, Structure]]:
-    """Go through a part's layers: name, name in the part, whether nothing learned lies below it there, structure."""
+    """Go through a part's layers: name, name in the part, whether no layer lies below it there, structure."""
     inside = read_structure(part.module, None, given)
     for inner in inside.order:
         if inner in inside.leading:
-            yield part.name(inner), inner, inner not in inside.fed, inside
+            yield part.name(inner), inner, inner not in inside.above, inside
 
 
 def _part_site(part: Part, inner: str, layer: nn.Module, structure: Structure) -> Site:

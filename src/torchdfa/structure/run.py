@@ -71,6 +71,7 @@ def run_structure(
         order=tuple(seen),
         fed=frozenset(name for name, calls in seen.items() if any(h.requires_grad or blind for h, _, blind in calls)),
         inputs={name: inputs[0].shape for name, inputs in received.items()},
+        above=_above(seen),
     )
     if local:
         return structure
@@ -86,6 +87,12 @@ def run_structure(
     nodes = _nodes(value)
     leading = frozenset(name for name, calls in seen.items() if any(node in nodes or blind for _, node, blind in calls))
     return replace(structure, leading=leading, output=value.shape)
+
+
+def _above(seen: Mapping[str, list[tuple[Tensor, Any, bool]]]) -> frozenset[str]:
+    """Return the modules whose input was made with the output of another."""
+    outputs = {node for calls in seen.values() for _, node, _ in calls if node is not None}
+    return frozenset(n for n, calls in seen.items() if any(outputs & _nodes(h) or blind for h, _, blind in calls))
 
 
 def inputs_of(model: nn.Module, example: Any, names: Collection[str]) -> dict[str, Any]:

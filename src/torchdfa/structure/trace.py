@@ -79,15 +79,17 @@ class Reader:
 
     def layers(self) -> Structure:
         """Return the order of the layers, and which of them depend on others."""
-        learned = self.learned()
+        learned, layered = self.learned(), self.learned(LAYERS)
         order: list[str] = []
         fed: set[str] = set()
+        above: set[str] = set()
         for node in self.graph.nodes:
             if isinstance(self.module(node), LAYERS):
                 name = self.name(node)
                 order += [name] if name not in order else []
                 fed |= {name} if any(parent in learned for parent in node.all_input_nodes) else set()
-        return Structure(tuple(order), frozenset(fed), frozenset(), "", None)
+                above |= {name} if any(parent in layered for parent in node.all_input_nodes) else set()
+        return Structure(tuple(order), frozenset(fed), frozenset(), "", None, above=frozenset(above))
 
     def layers_to(self, output: str | int | None) -> Structure:
         """Return the whole structure, seen from the scope's output."""
@@ -174,13 +176,16 @@ class Reader:
         """Return the inputs of an operation that carry data: no weights, no sizes as in ``x.view(x.size(0), -1)``."""
         return [p for p in node.all_input_nodes if p.op != "get_attr" and not _is_size(p)]
 
-    def learned(self) -> set[fx.Node]:
-        """Return the nodes whose value depends on a parameter."""
+    def learned(self, kinds: tuple[type[nn.Module], ...] = ()) -> set[fx.Node]:
+        """Return the nodes whose value depends on a parameter, or, if kinds are given, on a module of these kinds."""
         found: set[fx.Node] = set()
         for node in self.graph.nodes:
             module = self.module(node)
-            owns = module is not None and any(True for _ in module.parameters())
-            if node.op == "get_attr":
+            if kinds:
+                owns = module is not None and any(isinstance(m, kinds) for m in module.modules())
+            else:
+                owns = module is not None and any(True for _ in module.parameters())
+            if node.op == "get_attr" and not kinds:
                 owns = isinstance(operator.attrgetter(str(node.target))(self.model), nn.Parameter)
             if owns or any(parent in found for parent in node.all_input_nodes):
                 found.add(node)
