@@ -156,17 +156,16 @@ def test_the_mirror_refuses_by_name():
 
 @pytest.mark.parametrize("rule", SIGNS, ids=repr)
 def test_signs_are_those_of_the_present_weights(rule, double):
-    model, (x, y) = conv_net(), batch()
+    model, x = conv_net(), batch()[0]
     dfa.convert(model, rule)
     sizes = {}
     for step in range(2):
         model.zero_grad()
         e = torch.randn(4, 3)
-        inner = {}
-        handles = [
-            m.register_forward_hook(lambda _, a, o, i=i: (o.retain_grad(), inner.update({i: o}))[0])
-            for i, m in enumerate(model)
-        ]
+        inner, handles = {}, []
+        for i, m in enumerate(model):
+            keep = lambda _, a, o, i=i, inner=inner: (o.retain_grad(), inner.update({i: o}))[0]  # noqa: E731
+            handles.append(m.register_forward_hook(keep))
         model(x).backward(e)
         [h.remove() for h in handles]
         b = model[7].feedback.dense()

@@ -55,7 +55,12 @@ def test_block_level_dfa_by_hand(double):
     """Every block back-propagates the error ``e @ B`` that enters at its output; the last also hands on the head's."""
     net = gpt()
     dfa.convert(net, {"blocks.*": dfa.HybridDFA(direct="between"), "head": dfa.DFA()}, example=TOKENS[:1])
-    assert [n for n, m in net.named_modules() if "feedback" in m._modules] == ["blocks.0", "blocks.1", "blocks.2", "head"]
+    assert [n for n, m in net.named_modules() if "feedback" in m._modules] == [
+        "blocks.0",
+        "blocks.1",
+        "blocks.2",
+        "head",
+    ]
     found = gradients(net)
 
     plain = gpt()

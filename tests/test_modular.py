@@ -1,4 +1,4 @@
-"""Module-wise rules: which modules are found, what their feedback is, and that the gradients are those of the formulas."""
+"""Module-wise rules: which modules are found, what their feedback is, gradients against formulas."""
 
 import dataclasses
 
@@ -65,7 +65,7 @@ def test_a_pattern_that_matches_nothing_is_refused():
 
 def test_a_network_without_modules_of_several_layers_is_refused():
     with pytest.raises(
-        ValueError, match="cuts nothing in Residual.*modules are 'stem', 'up', 'down', 'head'.*modules="
+        ValueError, match=r"cuts nothing in Residual.*modules are 'stem', 'up', 'down', 'head'.*modules="
     ):
         dfa.convert(NETS["residual"].build(), dfa.HybridDFA())
 

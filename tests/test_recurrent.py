@@ -311,7 +311,7 @@ def test_feedback_of_two_layers():
     assert made["input_l1"].dense().shape == (6, 12) and made["time_l0_reverse"].dense().shape == (6, 6)
     assert (made["time_l0"].dense() != 0).float().mean() == 0.5
     table = dfa.summary(net)
-    assert [r.layer for r in table.rows if r.layer.startswith("mix")][0] == "mix.time_l0"
+    assert next(r.layer for r in table.rows if r.layer.startswith("mix")) == "mix.time_l0"
     assert table.nbytes == sum(f.nbytes for f in made.values()) + net.head.feedback.nbytes
     costs = {row.layer: row for row in dfa.costs(net, torch.randn(6, 1, 3)).rows}
     # Through time 2 directions of 2 layers, 6 steps of 18 x 6; to the inputs 18 x 4 and 18 x 12.
@@ -419,7 +419,9 @@ def test_wrong_fields(fields):
 
 def test_time_feedback_is_its_transpose(double):
     for steps, rows in (("all", 5), ("inner", 4), ("first", 1)):
-        feedback = TimeFeedback(dfa.convert(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 3)), dfa.DFA())[1].feedback, 0.7, steps)
+        feedback = TimeFeedback(
+            dfa.convert(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 3)), dfa.DFA())[1].feedback, 0.7, steps
+        )
         h, e = torch.randn(rows, 2, 3), torch.randn(5, 2, 3)
         through = feedback.project(h, e.shape)
         torch.testing.assert_close((through * e).sum(), (h * feedback.carry(e, h.shape)).sum())

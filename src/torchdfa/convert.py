@@ -15,13 +15,21 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from torchdfa.feedback import Feedback
 from torchdfa.feedback.init import Site
 from torchdfa.feedback.time import Feedbacks, TimeFeedback
 from torchdfa.functional import broadcast
-from torchdfa.functional.recurrent import State, Weights, cut_steps, live_steps, run_layers, suffixes, weights_of
+from torchdfa.functional.recurrent import (
+    State,
+    Weights,
+    cut_steps,
+    linear,
+    live_steps,
+    run_layers,
+    suffixes,
+    weights_of,
+)
 from torchdfa.modular import ModuleRule
 from torchdfa.rules import BP, Rule
 from torchdfa.structure import (
@@ -182,7 +190,7 @@ class _Unrolled(_Hook):
             entering = state[0]
             first = isinstance(time, TimeFeedback) and time.steps != "inner"
             if self.within:
-                y, after = cut_steps(w, F.linear(entered, w.inward, w.inward_bias), state, first=first)
+                y, after = cut_steps(w, linear(entered, w.inward, w.inward_bias), state, first=first)
                 cells += [after[stop - begin - 1] for stop in stops if after is not None and 0 < stop - begin <= len(y)]
                 cell = None if after is None else after[-1]
             else:
@@ -252,8 +260,9 @@ def convert(
 ) -> Model:
     """Make ``loss.backward()`` train ``model`` by ``rule``, in place, and return it.
 
-    Parameters, their names and the modules' types stay as they are; feedback that learns adds its own. Convert before wrapping the model (DDP, FSDP,
-    ``torch.compile``) and after moving its weights to where they train.
+    Parameters, their names and the modules' types stay as they are; feedback that learns adds its own. Convert before
+    making the optimizer, before wrapping the model (DDP, FSDP, ``torch.compile``) and after moving its weights to where
+    they train.
 
     >>> import torch, torchdfa as dfa
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
@@ -437,7 +446,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Plan:
-    """A cut to be made at the input of the module ``name``, or in a recurrent one, by which rule, and what serves it."""
+    """A cut to be made at the input of the module ``name``, or in a recurrent one: the rule, and what serves it."""
 
     name: str
     rule: Rule

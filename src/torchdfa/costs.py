@@ -102,7 +102,8 @@ def costs(model: nn.Module, example: Any) -> Costs:
     """
     conversion = conversion_of(model)
     sent: dict[int, tuple[int, int]] = {}
-    calls: dict[str, tuple[int, int, int]] = {}
+    # Multiply-adds and bytes under back-propagation, and what a rule leaves of them in a recurrent layer.
+    calls: dict[str, tuple[int, int, int, int]] = {}
 
     def record(output: Tensor, feedbacks: Sequence[Feedback], hidden: Sequence[Tensor]) -> Tensor:
         for feedback, h in zip(feedbacks, hidden, strict=True):
@@ -116,17 +117,17 @@ def costs(model: nn.Module, example: Any) -> Costs:
         h = h.data if isinstance(h, PackedSequence) else h
         if isinstance(layer, RECURRENT):
             rule = conversion.rules.get(name)
-            bp, kept = _recurrent(layer, arguments[0], h, rule if _feedbacks(layer) else None)
-            before, live = calls.get(name, (0, 0, 0))[::2]
-            calls[name] = before + bp, _recurrent_bytes(layer, h), live + kept
+            found = _recurrent(layer, arguments[0], h, rule if _feedbacks(layer) else None)
+            before = calls.get(name, (0, 0, 0, 0))
+            calls[name] = before[0] + found[0], before[1] + found[1], before[2] + found[2], before[3] + found[3]
             return
         if not (h.requires_grad or _feedbacks(layer)):
             return
         y = output
         while isinstance(y, tuple):
             y = y[0]
-        products, moved, _ = calls.get(name, (0, _nbytes(layer.weight), 0))
-        calls[name] = products + _products(layer, y), moved + 4 * (y.numel() + h.numel()), 0
+        products, moved, *_ = calls.get(name, (0, _nbytes(layer.weight)))
+        calls[name] = products + _products(layer, y), moved + 4 * (y.numel() + h.numel()), 0, 0
 
     with ExitStack() as stack:
         stack.enter_context(undisturbed(model))
@@ -150,11 +151,8 @@ def costs(model: nn.Module, example: Any) -> Costs:
         fed = [sent[id(f)] for f in _feedbacks(module) if id(f) in sent]
         products, nbytes = sum(p for p, _ in fed), sum(b for _, b in fed)
         if name in calls:
-            bp, moved, live = calls[name]
-            if not fed:
-                products, nbytes = bp, moved
-            elif live:  # of a recurrent layer, whose weights are then still read
-                products, nbytes = products + live, nbytes + moved
+            bp, moved, live, read = calls[name]
+            products, nbytes = (products + live, nbytes + read) if fed else (bp, moved)
             rows.append(Cost(name, type(module).__name__, rule, bp, products, moved, nbytes))
         elif fed:  # a module's input: its layers' own products remain
             rows.append(Cost(name, type(module).__name__, rule, 0, products, 0, nbytes))
@@ -177,8 +175,8 @@ def _products(layer: nn.Module, y: Tensor) -> int:
     return y.numel() * math.prod(weight.shape[1:])
 
 
-def _recurrent(layer: nn.Module, given: Any, h: Tensor, rule: Any) -> tuple[int, int]:
-    """Return a recurrent layer's multiply-adds under back-propagation, and those that are left of them."""
+def _recurrent(layer: nn.Module, given: Any, h: Tensor, rule: Any) -> tuple[int, int, int, int]:
+    """Return a recurrent layer's multiply-adds and bytes under back-propagation, and what is left of both."""
     rows = h.numel() // h.shape[-1]
     steps = 1
     if isinstance(given, PackedSequence):
@@ -188,25 +186,21 @@ def _recurrent(layer: nn.Module, given: Any, h: Tensor, rule: Any) -> tuple[int,
     first = rows // steps * -(-steps // ((rule and rule.chunk) or steps))
     live = {None: rows, "inner": first, "first": rows - first, "all": 0}[rule and rule.steps]
     made = layer._modules.get("feedback")
-    bp = left = 0
+    total = [0, 0, 0, 0]
+
+    def add(matrix: Tensor, all_rows: int, left: int) -> None:
+        for place, count in ((0, all_rows), (2, left)):
+            if count:
+                total[place] += count * matrix.numel()
+                total[place + 1] += _nbytes(matrix) + 4 * count * sum(matrix.shape)
+
     for i, names in enumerate(suffixes(layer)):
         for suffix in names:
             w = weights_of(layer, suffix)
-            across, inward = w.across.numel(), w.inward.numel() if i or h.requires_grad else 0
-            bp += rows * (across + inward)
-            left += live * across
-            left += 0 if isinstance(made, Feedbacks) and f"input{suffix}" in made else rows * inward
-    return bp, left
-
-
-def _recurrent_bytes(layer: nn.Module, h: Tensor) -> int:
-    """Return the bytes that back-propagation through a recurrent layer moves, weights read once."""
-    rows, total = h.numel() // h.shape[-1], 0
-    for names in suffixes(layer):
-        for suffix in names:
-            w = weights_of(layer, suffix)
-            total += _nbytes(w.across) + _nbytes(w.inward) + 4 * rows * (2 * w.hidden + w.inward.shape[1])
-    return total
+            add(w.across, rows, live)
+            if i or h.requires_grad:
+                add(w.inward, rows, 0 if isinstance(made, Feedbacks) and f"input{suffix}" in made else rows)
+    return total[0], total[1], total[2], total[3]
 
 
 def _nbytes(weight: Any) -> int:

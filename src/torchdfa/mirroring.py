@@ -22,8 +22,8 @@ def mirror(
 
     Noise ``ξ`` of standard deviation ``σ`` is given to a layer, and ``B ← (1 - rate) B + rate · yᵀξ / (N σ²)``, where
     ``y`` is what comes of it: at the layer's own output, or, with ``direct=True``, the change of the network's output,
-    all layers at once. The expectation of that term is the layer's weight, or the network's mean Jacobian there. Weights, gradients,
-    buffers other than the feedback and the random state (but for one draw, without a generator) stay as they are.
+    all layers at once. The expectation of that term is the layer's weight, or the network's mean Jacobian there.
+    Weights, gradients, other buffers and the random state (but for one draw, without a generator) stay as they are.
 
     Args:
         model: A converted model.

@@ -160,7 +160,7 @@ class BasicBlock(nn.Module):
             self.shortcut.append(nn.BatchNorm2d(channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the block's output, shape (N, channels, ceil(H / stride), ceil(W / stride)), for x (N, below, H, W)."""
+        """Return the output, shape (N, channels, ⌈H / stride⌉, ⌈W / stride⌉), for x of shape (N, below, H, W)."""
         h = self.relu(self.bn1(self.conv1(x)))
         return self.relu(self.bn2(self.conv2(h)) + self.shortcut(x))
 

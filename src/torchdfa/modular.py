@@ -66,7 +66,7 @@ class ModuleRule(FeedbackRule):
     density: float = 1.0
     binary: bool = False
     chunk: int | None = None
-    decay: float = 1.0
+    decay: float = 0.5
 
     modular = True
     chooses = LAYERS

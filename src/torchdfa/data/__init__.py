@@ -4,7 +4,6 @@ from torchdfa.data.batches import Batches
 from torchdfa.data.datasets import load, names
 from torchdfa.data.errors import DataError
 from torchdfa.data.images import Dataset, ImageSet, split, statistics, subset
-
 from torchdfa.data.text import Corpus, Segments, load_text
 
 __all__ = [

@@ -69,7 +69,9 @@ def _wikitext(root: Path) -> Corpus:
 
 
 def _shakespeare(root: Path) -> Corpus:
-    folder = _folder("tiny Shakespeare", root, ("tinyshakespeare", "tiny-shakespeare"), ("input.txt",), "It is one text.")
+    folder = _folder(
+        "tiny Shakespeare", root, ("tinyshakespeare", "tiny-shakespeare"), ("input.txt",), "It is one text."
+    )
     text = _read(folder / "input.txt")
     if len(text) < 2 * _HELD_OUT:
         raise damaged(folder / "input.txt", f"{len(text)} characters", "a text of about a million")
@@ -137,5 +139,3 @@ class Segments:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Go through the batches in order."""
         return (self[i] for i in range(len(self)))
-
-

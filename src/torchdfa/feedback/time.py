@@ -38,7 +38,9 @@ class TimeFeedback(Feedback):
     def carry(self, e: Tensor, shape: torch.Size, *reads: Tensor) -> Tensor:
         """Return the errors at the states, shape (states, N, H), for the errors ``e`` at the steps, (T, N, K)."""
         sums = self._weights(len(e), e) @ e.flatten(1)
-        return self.matrix.carry(sums.view(-1, self.errors), torch.Size((shape[:-1].numel(), self.features))).view(shape)
+        return self.matrix.carry(sums.view(-1, self.errors), torch.Size((shape[:-1].numel(), self.features))).view(
+            shape
+        )
 
     def project(self, h: Tensor, output: torch.Size | None = None) -> Tensor:
         """Return the map whose transpose :meth:`carry` applies, shape (T, N, K), for states (states, N, H)."""
@@ -67,4 +69,4 @@ class TimeFeedback(Feedback):
 
 
 class Feedbacks(nn.ModuleDict):
-    """The feedbacks of one recurrent layer, by what they serve: ``time_l0``, ``input_l0``, ``time_l0_reverse`` …"""
+    """The feedbacks of one recurrent layer, by what they serve: ``time_l0``, ``input_l0``, ``time_l0_reverse``."""

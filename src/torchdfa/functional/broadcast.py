@@ -23,7 +23,7 @@ def broadcast(output: Tensor, feedbacks: Sequence[Feedback], hidden: Sequence[Te
     Raises:
         ValueError: An activation's shape does not fit its feedback.
     """
-    # What several feedbacks receive or read (the input of q, k and v) is one tensor here: torch.compile takes none twice.
+    # What several feedbacks receive or read (the input of q, k and v) is one tensor: torch.compile takes none twice.
     tensors: list[Tensor] = []
 
     def place(tensor: Tensor) -> int:

@@ -21,7 +21,8 @@ class Structure:
     """What is read off a model.
 
     Attributes:
-        order: Names of the Linear, convolution and recurrent layers that the forward calls, in the order of their first call.
+        order: Names of the Linear, convolution and recurrent layers that the forward calls, in the order of their first
+            call.
         fed: Those whose input depends on a parameter. The others are first layers: nothing below them needs an error.
         above: Those whose input depends on another layer, not on the parameters of norms or embeddings alone.
         leading: Those that lead to the scope's output, whose error is therefore also theirs.

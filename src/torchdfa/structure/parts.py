@@ -57,7 +57,8 @@ def find_parts(model: nn.Module, layers: Collection[str], patterns: Sequence[str
         model: The network.
         layers: Names of the layers that are to be divided up.
         patterns: Shell patterns on module names: a module that one of them matches is a part, the outermost if they
-            are nested, a Sequential from its first layer to its last; layers that one of them matches by themselves form runs. Layers in none are left out.
+            are nested, a Sequential from its first layer to its last; layers that one of them matches by themselves
+            form runs. Layers in none are left out.
 
     Raises:
         ValueError: A pattern matches no module.
