@@ -124,8 +124,8 @@ class DRTP(FeedbackRule):
     """Direct random target projection: DFA that sends the target in place of the error (Frenkel et al. 2021).
 
     For classification: the loss must be the cross-entropy of the outputs' softmax or sigmoid with targets of 0 and 1,
-    weighted or not. Of another loss it makes nothing sensible. What hidden layers get does not shrink as the error does:
-    unbounded activations such as ReLU let it grow without end, tanh and sigmoid don't.
+    weighted or not. Of another loss it makes nothing sensible. What hidden layers get does not shrink as the error
+    does: unbounded activations such as ReLU let it grow without end, tanh and sigmoid don't.
 
     Args:
         output: ``"softmax"`` or ``"sigmoid"``.
