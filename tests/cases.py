@@ -33,7 +33,26 @@ RULES = {
     "CBDFA-seeded": dfa.CBDFA(storage="seeded"),
     "CBDFA-center": dfa.CBDFA(init="product", center=True),
     "CBDFA-chain": dfa.CBDFA(trunk="chain"),
+    "ModuleDFA-random": dfa.ModuleDFA(),
+    "ModuleDFA-product": dfa.ModuleDFA(init="product", groups=2, upsample="nearest"),
+    "ModuleDFA-binary": dfa.ModuleDFA(binary=True, groups=2),
+    "ModuleDFA-network": dfa.ModuleDFA(source="network"),
+    "KolenPollack": dfa.KolenPollack(),
+    "KolenPollack-direct": dfa.KolenPollack(direct=True),
+    "WeightMirror": dfa.WeightMirror(),
+    "WeightMirror-direct": dfa.WeightMirror(direct=True, init="product"),
+    "uSF": dfa.SignSymmetry(),
+    "frSF": dfa.SignSymmetry(magnitude="fixed"),
+    "brSF": dfa.SignSymmetry(magnitude="batch"),
+    "DRTP": dfa.DRTP(),
+    "HybridDFA-random": dfa.HybridDFA(),
+    "HybridDFA-product": dfa.HybridDFA(init="product", dilation=1),
+    "HybridDFA-binary": dfa.HybridDFA(init="product", binary=True, groups=2),
+    "HybridDFA-sparse": dfa.HybridDFA(density=0.5),
+    "HybridDFA-sparse-binary": dfa.HybridDFA(density=0.5, binary=True, init="product"),
 }
+# Rules that need a network of several modules.
+BETWEEN = {"HybridDFA-between": dfa.HybridDFA(direct="between")}
 rules = pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
 
 
@@ -62,6 +81,35 @@ class ConvNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(x))
+
+
+class Block(nn.Module):
+    """A residual block of two convolutions."""
+
+    def __init__(self, below: int, channels: int, stride: int = 1):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(below, channels, 3, stride, 1), nn.Conv2d(channels, channels, 3, padding=1)
+        self.short = nn.Identity() if below == channels and stride == 1 else nn.Conv2d(below, channels, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.conv2(self.conv1(x).relu()) + self.short(x))
+
+
+class Stages(nn.Module):
+    """Two convolutions in a row, pooling, and two residual blocks of which the first has a stride."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(
+            *(nn.Conv2d(2, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.ReLU(inplace=True)),
+            *(nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.ReLU(), nn.MaxPool2d(2)),
+            nn.Sequential(Block(4, 6, 2), Block(6, 6)),
+            *(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        )
+        self.mix, self.head = nn.Linear(6, 5), nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.mix(self.features(x)).tanh())
 
 
 class Tokens(nn.Module):
@@ -172,6 +220,8 @@ class Net:
         output: As convert takes it.
         chained: Whether a product of weights leads to all Linear layers above the first.
         convolutional: Whether it has convolutions.
+        runs: Whether it has modules of several layers.
+        parts: Whether it has several modules.
         last: Name of the layer that makes the output.
     """
 
@@ -181,6 +231,8 @@ class Net:
     output: str | int | None = None
     chained: bool = True
     convolutional: bool = False
+    runs: bool = True
+    parts: bool = False
 
     def x(self, n: int = 5) -> Tensor:
         return torch.randn(n, *self.shape)
@@ -191,7 +243,9 @@ class Net:
 
     def has(self, rule: dfa.Rule) -> bool:
         """Tell whether the rule can be put on it: products lead through chains of Linear layers only."""
-        if getattr(rule, "init", None) != "product" or rule.local:
+        if isinstance(rule, dfa.HybridDFA) and not (self.runs if rule.direct == "inside" else self.parts):
+            return False
+        if getattr(rule, "init", None) != "product" or not rule.wide:
             return True
         return self.chained and not (self.convolutional and nn.Conv2d in rule.chooses)
 
@@ -202,11 +256,12 @@ class Net:
 NETS = {
     "mlp": Net(MLP, (5,), "net.4"),
     "mlp-3d": Net(MLP, (3, 5), "net.4"),
-    "conv": Net(ConvNet, (2, 7, 7), "classifier.6", convolutional=True),
-    "tokens": Net(Tokens, (3, 5), "head", chained=False),
-    "pooled": Net(Pooled, (3, 5), "head", chained=False),
-    "residual": Net(Residual, (5,), "head", chained=False),
-    "tied": Net(Tied, (5,), "head", chained=False),
+    "conv": Net(ConvNet, (2, 7, 7), "classifier.6", convolutional=True, parts=True),
+    "stages": Net(Stages, (2, 9, 8), "head", chained=False, convolutional=True, parts=True),
+    "tokens": Net(Tokens, (3, 5), "head", chained=False, runs=False, parts=True),
+    "pooled": Net(Pooled, (3, 5), "head", chained=False, runs=False, parts=True),
+    "residual": Net(Residual, (5,), "head", chained=False, runs=False, parts=True),
+    "tied": Net(Tied, (5,), "head", chained=False, runs=False, parts=True),
     "dict": Net(lambda: Returning(as_dict), (5,), "net.4", output="logits"),
     "tuple": Net(lambda: Returning(as_tuple), (5,), "net.4", output=1),
     "namedtuple": Net(lambda: Returning(as_point), (5,), "net.4", output="logits"),
@@ -217,7 +272,7 @@ NETS = {
 nets = pytest.mark.parametrize("net", NETS.values(), ids=NETS.keys())
 pairs = pytest.mark.parametrize(
     ("rule", "net"),
-    [pytest.param(r, n, id=f"{i}-{j}") for i, r in RULES.items() for j, n in NETS.items() if n.has(r)],
+    [pytest.param(r, n, id=f"{i}-{j}") for i, r in {**RULES, **BETWEEN}.items() for j, n in NETS.items() if n.has(r)],
 )
 
 

@@ -7,7 +7,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 import torchdfa as dfa
-from cases import NETS, RULES, fresh, gradients, pairs, rules, same, squared
+from cases import BETWEEN, NETS, RULES, fresh, gradients, pairs, rules, same, squared
 from torchdfa.convert import conversion_of
 from torchdfa.functional import reference_broadcast
 
@@ -15,7 +15,7 @@ MLP, CONV = NETS["mlp"], NETS["conv"]
 FEEDING = {i: r for i, r in RULES.items() if not isinstance(r, (dfa.BP, dfa.Frozen))}
 feeding = pytest.mark.parametrize("rule", FEEDING.values(), ids=FEEDING.keys())
 # All rules but those with products through convolutions. (An all-Linear net would learn nothing when frozen.)
-ON_CONV = {i: r for i, r in RULES.items() if CONV.has(r)}
+ON_CONV = {i: r for i, r in {**RULES, **BETWEEN}.items() if CONV.has(r)}
 on_conv = pytest.mark.parametrize("rule", ON_CONV.values(), ids=ON_CONV.keys())
 
 
@@ -38,7 +38,8 @@ LOSSES = {
 def test_any_loss(rule, loss, double):
     model, x = fresh(MLP, rule), MLP.x()
     found = gradients(model, MLP, x, loss)
-    assert all(g.norm() > 0 for g in found.values())
+    # DRTP sends nothing where no entry of the error is a target's.
+    assert isinstance(rule, dfa.DRTP) or all(g.norm() > 0 for g in found.values())
     for scope in conversion_of(model).scopes:
         scope.node = reference_broadcast
     same(found, gradients(model, MLP, x, loss))
@@ -136,10 +137,12 @@ def test_fused_and_foreach_optimisers(rule, kind):
             squared(model(x)).backward()
             optimizer.step()
         found.append(model.state_dict())
-    for other in found[1:]:
+    # brSF draws other magnitudes for weights that differ in the last bit, as these optimisers' do.
+    for other in found[1:] if getattr(rule, "magnitude", None) != "batch" else []:
         same(found[0], other, rtol=1e-4, atol=1e-5)
     start = fresh(CONV, rule).state_dict()
-    assert all(torch.equal(v, start[n]) for n, v in found[0].items() if ".feedback." in n)
+    kept = all(torch.equal(v, start[n]) for n, v in found[0].items() if ".feedback." in n)
+    assert kept == (not isinstance(rule, dfa.KolenPollack))
     assert not torch.equal(found[0]["features.0.weight"], start["features.0.weight"])
 
 

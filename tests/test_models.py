@@ -7,13 +7,14 @@ from torch import nn
 from torch.nn import functional as F
 
 import torchdfa as dfa
-from torchdfa.models import MLP, VGG16, Network, NoklandConv, SmallConv
+from torchdfa.models import MLP, VGG16, Network, NoklandConv, ResNet, SmallConv
 
 # Small versions, each with a shape that it takes.
 SMALL = {
     "MLP": (MLP(hidden=(16, 16), norm=True, dropout=0.1, input_dropout=0.1), (1, 8, 8)),
     "VGG16": (VGG16(width=1 / 16, head=(32, 32), head_norm=True, head_dropout=0.2), (3, 32, 32)),
     "NoklandConv": (NoklandConv(channels=(4, 6, 8), head=(32, 32)), (3, 16, 16)),
+    "ResNet": (ResNet(blocks=(1, 2), width=4), (1, 8, 8)),
     "SmallConv": (SmallConv(channels=(4, 8), head=(16, 16), head_norm=True), (1, 8, 8)),
 }
 
@@ -203,3 +204,22 @@ def test_every_network_takes_a_step_by_every_rule(name, rule):
 def test_networks_are_values():
     assert MLP(hidden=(3,)) == MLP(hidden=(3,)) != replace(MLP(hidden=(3,)), norm=True)
     assert len({SmallConv(), SmallConv(), VGG16()}) == 2
+
+
+def test_resnets_are_the_papers():
+    with torch.device("meta"):
+        twenty, eighteen = ResNet().build((3, 32, 32), 10), ResNet(blocks=(2, 2, 2, 2), width=64).build((3, 32, 32), 10)
+    for network, layers in ((twenty, 20), (eighteen, 18)):
+        weights = [m for n, m in network.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear)) and "short" not in n]
+        assert len(weights) == layers
+    assert size(twenty) == 272_474  # 0.27 million in the paper, and the shortcuts' convolutions
+    assert widths(twenty, nn.Linear) == [(10, 64)] and widths(eighteen, nn.Linear) == [(10, 512)]
+    assert twenty.features(torch.zeros(1, 3, 32, 32, device="meta")).shape == (1, 64)
+
+
+def test_modules_of_a_resnet():
+    net = ResNet(width=4).build((3, 8, 8), 10)
+    dfa.convert(net, dfa.HybridDFA())
+    cut = [n for n, m in net.named_modules() if "feedback" in m._modules]
+    stages = [[f"features.{s}.{b}.conv{c}" for b in range(3) for c in (1, 2)] for s in (3, 4, 5)]
+    assert cut == [*stages[0], *stages[1][1:], *stages[2][1:]]

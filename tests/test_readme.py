@@ -1,20 +1,24 @@
 import re
 from pathlib import Path
 
-README = Path(__file__).parents[1] / "README.md"
+import pytest
+
+ROOT = Path(__file__).parents[1]
+pages = pytest.mark.parametrize("page", ["README.md", "docs/modules.md"])
 
 
-def test_every_block_of_python_runs():
-    text = README.read_text()
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) >= 3
+@pages
+def test_every_block_of_python_runs(page):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    assert blocks
     namespace: dict[str, object] = {}
     for block in blocks:
         exec(block, namespace)
 
 
-def test_every_link_into_the_repository_resolves():
-    targets = re.findall(r"\]\((?!https?:)([^)#]+)\)", README.read_text())
+@pages
+def test_every_link_into_the_repository_resolves(page):
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / page).read_text())
     assert targets
-    missing = [t for t in targets if not (README.parent / t).exists()]
+    missing = [t for t in targets if not (ROOT / page).parent.joinpath(t).exists()]
     assert not missing

@@ -10,18 +10,23 @@ from torchdfa.feedback import Feedback
 def test_the_table_agrees_with_the_model(rule, net):
     model = fresh(net, rule)
     table = dfa.summary(model)
-    own = [n for n, m in model.named_modules() if next(m.parameters(recurse=False), None) is not None]
+    own = [
+        n
+        for n, m in model.named_modules()
+        if not isinstance(m, Feedback)
+        and (next(m.parameters(recurse=False), None) is not None or "feedback" in m._modules)
+    ]
     assert [row.layer for row in table.rows] == own
     for row in table.rows:
         layer = model.get_submodule(row.layer)
         feedback = layer._modules.get("feedback")
         assert row.kind == type(layer).__name__
-        assert row.rule == (type(rule).__name__ if isinstance(layer, rule.chooses) else "BP")
+        assert row.rule == (type(rule).__name__ if isinstance(layer, rule.chooses) or feedback is not None else "BP")
         if feedback is None:
             assert (row.feedback, row.scale, row.nbytes, row.nbytes_float32) == (None, None, 0, 0)
         else:
             assert row.nbytes == feedback.nbytes
-            assert row.nbytes_float32 == 4 * torch.Size(row.feedback).numel()
+            assert row.nbytes_float32 == 4 * torch.Size(row.feedback).numel() == feedback.nbytes_float32
             assert row.scale > 0
     everything = [m for m in model.modules() if isinstance(m, Feedback)]
     assert table.nbytes == sum(m.nbytes for m in everything)

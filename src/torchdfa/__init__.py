@@ -7,9 +7,13 @@
 """
 
 from torchdfa.alignment import alignment
+from torchdfa.baselines import DRTP, KolenPollack, SignSymmetry, WeightMirror
 from torchdfa.convert import backprop, convert, revert
+from torchdfa.costs import Cost, Costs, costs
 from torchdfa.feedback import Feedback
 from torchdfa.feedback.init import NoProductError
+from torchdfa.mirroring import mirror
+from torchdfa.modular import HybridDFA, ModuleDFA
 from torchdfa.online import OnlineHead
 from torchdfa.rules import BDFA, BP, CBDFA, CDFA, DFA, FA, Frozen, Rule
 from torchdfa.summary import Summary, summary
@@ -22,16 +26,26 @@ __all__ = [
     "CBDFA",
     "CDFA",
     "DFA",
+    "DRTP",
     "FA",
+    "Cost",
+    "Costs",
     "Feedback",
     "Frozen",
+    "HybridDFA",
+    "KolenPollack",
+    "ModuleDFA",
     "NoProductError",
     "OnlineHead",
     "Rule",
+    "SignSymmetry",
     "Summary",
+    "WeightMirror",
     "alignment",
     "backprop",
     "convert",
+    "costs",
+    "mirror",
     "revert",
     "summary",
 ]

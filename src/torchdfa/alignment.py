@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torchdfa.convert import backprop, is_converted
+from torchdfa.feedback import Feedback
 from torchdfa.structure.base import undisturbed
 
 
@@ -28,7 +29,7 @@ def alignment(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], x: Any, y
         y: Its targets.
 
     Returns:
-        Angles of the parameters that learn; NaN where one of the two gradients is zero.
+        Angles of the parameters that learn, but for those of feedback; NaN where one of the two gradients is zero.
 
     Raises:
         ValueError: No parameter of the model requires a gradient.
@@ -44,7 +45,8 @@ def both_gradients(
     model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], x: Any, y: Any
 ) -> tuple[Gradients, Gradients]:
     """Return the gradient that ``model``'s rule gives and the true one, by parameter; see :func:`alignment`."""
-    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    own = {p for m in model.modules() if isinstance(m, Feedback) for p in m.parameters()}
+    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad and p not in own}
     if not parameters:
         raise ValueError("alignment: no parameter of the model requires a gradient.")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
@@ -18,9 +18,32 @@ from torch import Tensor, nn
 
 from torchdfa.feedback import Feedback
 from torchdfa.feedback.init import Site
+from torchdfa.feedback.time import Feedbacks, TimeFeedback
 from torchdfa.functional import broadcast
+from torchdfa.functional.recurrent import (
+    State,
+    Weights,
+    cut_steps,
+    linear,
+    live_steps,
+    run_layers,
+    suffixes,
+    weights_of,
+)
+from torchdfa.modular import ModuleRule
 from torchdfa.rules import BP, Rule
-from torchdfa.structure import CUTTABLE, Structure, pick, put, read_structure
+from torchdfa.structure import (
+    CONVOLUTIONS,
+    LAYERS,
+    RECURRENT,
+    Part,
+    Structure,
+    find_parts,
+    inputs_of,
+    pick,
+    put,
+    read_structure,
+)
 
 Model = TypeVar("Model", bound=nn.Module)
 Node = Callable[[Tensor, Sequence[Feedback], Sequence[Tensor]], Tensor]
@@ -104,19 +127,103 @@ class _End(_Hook):
         if not scope.cuts:
             return None
         cuts, scope.cuts = scope.cuts, []
-        for name, _, h, version in cuts:
-            if _version(h) != version:
-                raise RuntimeError(
-                    f"the input of {name!r} was changed in place after the layer used it, so that the error sent to it "
-                    "would reach the changed value. Use the out-of-place operation there."
-                )
         whole = scope.part is None
         tensor = output if whole else pick(output, scope.part)  # type: ignore[arg-type]
-        try:
-            served = scope.node(tensor, [feedback for _, feedback, _, _ in cuts], [h for _, _, h, _ in cuts])
-        except ValueError as error:
-            raise ValueError(f"one of {[name for name, *_ in cuts]}: {error}") from error
+        served = _serve(scope, tensor, cuts)
         return served if whole else put(output, scope.part, served)  # type: ignore[arg-type]
+
+
+def _serve(scope: Scope, output: Tensor, cuts: Sequence[tuple[str, Feedback, Tensor, int]]) -> Tensor:
+    for name, _, h, version in cuts:
+        if _version(h) != version:
+            raise RuntimeError(
+                f"the input of {name!r} was changed in place after the layer used it, so that the error sent to it "
+                "would reach the changed value. Use the out-of-place operation there."
+            )
+    names = [name for name, *_ in cuts]
+    if not isinstance(output, Tensor):
+        raise TypeError(f"one of {names}: the output of its module is a {type(output).__name__}, expected a tensor.")
+    try:
+        return scope.node(output, [feedback for _, feedback, _, _ in cuts], [h for _, _, h, _ in cuts])
+    except ValueError as error:
+        raise ValueError(f"one of {names}: {error}") from error
+
+
+class _Unrolled(_Hook):
+    """The forward of a recurrent layer whose states are cut: the scope is each run of ``chunk`` steps of a layer.
+
+    Fused kernels give no access to what happens between steps, so that the layer is run by
+    :mod:`torchdfa.functional.recurrent` where a state inside a run is cut. It is the layer's ``forward`` in its
+    ``__dict__``, which hooks see as any other.
+    """
+
+    def __init__(self, scope: Scope, name: str, layer: nn.Module, chunk: int | None, within: bool):
+        super().__init__(scope)
+        self.name, self.layer, self.chunk, self.within = name, layer, chunk, within
+
+    def __call__(self, input: Any, hx: Any = None) -> Any:
+        layer = self.layer
+        if not (self.scope.enabled and torch.is_grad_enabled()):
+            return type(layer).forward(layer, input, hx)
+        if isinstance(layer, nn.RNNBase):
+            return run_layers(layer, input, hx, self.run)
+        single = input.dim() == 1
+        x = input.unsqueeze(0) if single else input
+        lstm = isinstance(layer, nn.LSTMCell)
+        if hx is None:
+            hx = (x.new_zeros(len(x), layer.hidden_size),) * (2 if lstm else 1)
+        states = tuple(s.unsqueeze(0) if s.dim() == 1 else s for s in (hx if isinstance(hx, tuple) else (hx,)))
+        y, cells = self.run("", x.unsqueeze(0), (states[0], states[1] if lstm else None), [1])
+        h = y[0, 0] if single else y[0]
+        return (h, cells[0][0] if single else cells[0]) if lstm else h
+
+    def run(self, suffix: str, x: Tensor, state: State, stops: list[int]) -> tuple[Tensor, list[Tensor]]:
+        w = weights_of(self.layer, suffix)
+        feedbacks = self.layer.feedback
+        assert isinstance(feedbacks, Feedbacks)
+        time = feedbacks[f"time{suffix}"] if f"time{suffix}" in feedbacks else None
+        inward = feedbacks[f"input{suffix}"] if f"input{suffix}" in feedbacks else None
+        length, outputs, cells = self.chunk or len(x), [], []
+        for begin in range(0, len(x), length):
+            part = x[begin : begin + length]
+            entered = part if inward is None else part.detach()
+            entering = state[0]
+            first = isinstance(time, TimeFeedback) and time.steps != "inner"
+            if self.within:
+                y, after = cut_steps(w, linear(entered, w.inward, w.inward_bias), state, first=first)
+                cells += [after[stop - begin - 1] for stop in stops if after is not None and 0 < stop - begin <= len(y)]
+                cell = None if after is None else after[-1]
+            else:
+                y, cell, inner = self.live(w, entered, (entering.detach(), state[1]), begin, stops)
+                cells += inner
+            cuts = []
+            if inward is not None and part.requires_grad:
+                cuts.append((self.name, inward, part, _version(part)))
+            if isinstance(time, TimeFeedback):
+                rows = {"all": (entering.unsqueeze(0), y[:-1]), "inner": (y[:-1],), "first": (entering.unsqueeze(0),)}
+                states = torch.cat(rows[time.steps])
+                if len(states) and states.requires_grad:
+                    cuts.append((self.name, time, states, _version(states)))
+            if cuts:
+                y = _serve(self.scope, y, cuts)
+            outputs.append(y)
+            state = (y[-1], cell)
+        return torch.cat(outputs), cells
+
+    @staticmethod
+    def live(
+        w: Weights, x: Tensor, state: State, begin: int, stops: list[int]
+    ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+        """Run steps with back-propagation, in pieces that end where an LSTM's c is asked for."""
+        ends = sorted({*(stop - begin for stop in stops if 0 < stop - begin < len(x)), len(x)})
+        outputs, cells, cell, done = [], [], state[1], 0
+        for end in ends:
+            y, after = live_steps(w, x[done:end], state)
+            cell = None if after is None else after[-1]
+            cells += [cell] if cell is not None and begin + end in stops else []
+            outputs.append(y)
+            state, done = (y[-1], cell), end
+        return torch.cat(outputs), cell, cells
 
 
 def _version(h: Tensor) -> int:
@@ -134,7 +241,7 @@ class Conversion:
     """What convert did to a model, kept on it for revert, backprop and summary.
 
     Attributes:
-        rules: The rule of each layer that has parameters of its own, by name.
+        rules: The rule of each layer that has parameters of its own, and of each module that is cut, by name.
         scopes: All scopes.
         frozen: Names of the parameters that were switched off.
     """
@@ -153,8 +260,9 @@ def convert(
 ) -> Model:
     """Make ``loss.backward()`` train ``model`` by ``rule``, in place, and return it.
 
-    Parameters, their names and the modules' types stay as they are. Convert before wrapping the model (DDP, FSDP,
-    ``torch.compile``) and after moving its weights to where they train.
+    Parameters, their names and the modules' types stay as they are; feedback that learns adds its own. Convert before
+    making the optimizer, before wrapping the model (DDP, FSDP, ``torch.compile``) and after moving its weights to where
+    they train.
 
     >>> import torch, torchdfa as dfa
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
@@ -189,16 +297,19 @@ def _convert(model: Model, rule: Rule | Mapping[str, Rule], output: str | int | 
     rules = _assign(model, rule)
     active = [r for r in rules.values() if not isinstance(r, BP) and not r.freezes]
     if not active:
-        return _install(model, rules, [], output, "")
-    structure = read_structure(model, output, example, local=all(r.local for r in active))
-    plans = _plan(model, rules, structure)
+        return _install(model, rules, [])
+    parts = _divide(model, rules)
+    entered = [part.begin for part, r in parts if r.between == "network"]
+    structure = read_structure(model, output, example, local=not any(r.wide for r in active), also=entered)
+    network = Span("", structure.end, None if output == structure.end else output)
+    plans = [*_plan(model, rules, structure, network), *_plan_parts(model, rules, parts, structure, network, example)]
     if not plans:
         raise ValueError(
             f"{_shown(rule)} cuts nothing in {type(model).__name__}: none of its layers lies above another one with "
             "parameters, on the way to the scope's output. The forward calls "
-            f"{', '.join(map(repr, structure.order)) or 'no layer'}."
+            f"{', '.join(map(repr, structure.order)) or 'no layer'}.{_divided(parts)}"
         )
-    return _install(model, rules, plans, output, structure.end)
+    return _install(model, rules, plans)
 
 
 def revert(model: Model) -> Model:
@@ -219,8 +330,10 @@ def revert(model: Model) -> Model:
             for key in [k for k, hook in hooks.items() if isinstance(hook, _Hook)]:
                 del hooks[key]
                 flags.pop(key, None)
-        if isinstance(module._modules.get("feedback"), Feedback):
+        if isinstance(module._modules.get("feedback"), (Feedback, Feedbacks)):
             del module._modules["feedback"]
+        if isinstance(module.__dict__.get("forward"), _Unrolled):
+            del module.__dict__["forward"]
     delattr(model, _MARK)
     return model
 
@@ -243,6 +356,19 @@ def backprop(model: nn.Module) -> Iterator[None]:
     finally:
         for scope, enabled in zip(scopes, before, strict=True):
             scope.enabled = enabled
+
+
+@contextmanager
+def watching(conversion: Conversion, node: Node) -> Iterator[None]:
+    """Within it, forwards call ``node(output, feedbacks, hidden)`` in place of the broadcast: to see, not to learn."""
+    before = [scope.node for scope in conversion.scopes]
+    for scope in conversion.scopes:
+        scope.node = node
+    try:
+        yield
+    finally:
+        for scope, old in zip(conversion.scopes, before, strict=True):
+            scope.node = old
 
 
 def is_converted(model: nn.Module) -> bool:
@@ -292,7 +418,7 @@ def _assign(model: nn.Module, rule: Rule | Mapping[str, Rule]) -> dict[str, Rule
     layers = {
         n: m
         for n, m in model.named_modules()
-        if isinstance(m, CUTTABLE) or next(m.parameters(recurse=False), None) is not None
+        if isinstance(m, LAYERS) or next(m.parameters(recurse=False), None) is not None
     }
     if isinstance(rule, Rule):
         chosen = {n: rule if isinstance(m, rule.chooses) else BP() for n, m in layers.items()}
@@ -305,7 +431,7 @@ def _assign(model: nn.Module, rule: Rule | Mapping[str, Rule]) -> dict[str, Rule
         )
     rules: dict[str, Rule] = {}
     for pattern, part in rule.items():
-        matching = {n: m for n, m in layers.items() if fnmatchcase(n, pattern)}
+        matching = {n: m for n, m in layers.items() if _matches(n, pattern)}
         if not matching:
             raise ValueError(f"the pattern {pattern!r} matches no layer; {_listed(layers)}")
         if not any(isinstance(m, part.fits) for m in matching.values()):
@@ -315,10 +441,35 @@ def _assign(model: nn.Module, rule: Rule | Mapping[str, Rule]) -> dict[str, Rule
     return {name: rules.get(name, BP()) for name in layers}
 
 
-def _plan(model: nn.Module, rules: Mapping[str, Rule], structure: Structure) -> list[tuple[str, Feedback, bool]]:
-    """Make the feedback of every layer to cut: its name, the feedback, whether its scope is the layer itself."""
+@dataclass(frozen=True)
+class Span:
+    """A scope, before it is put on a model.
+
+    Attributes:
+        begin: Name of the module with whose forward it begins.
+        end: Name of the module with whose forward it ends.
+        part: The part of that module's output that the error is taken of; None for all of it.
+    """
+
+    begin: str
+    end: str
+    part: str | int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A cut to be made at the input of the module ``name``, or in a recurrent one: the rule, and what serves it."""
+
+    name: str
+    rule: Rule
+    feedback: Feedback | Feedbacks
+    span: Span
+
+
+def _plan(model: nn.Module, rules: Mapping[str, Rule], structure: Structure, network: Span) -> list[Plan]:
+    """Make the feedback of every layer to cut under the rules that know layers, not modules."""
     modules = dict(model.named_modules())
-    wanted = {name: rule for name, rule in rules.items() if not isinstance(rule, BP) and not rule.freezes}
+    wanted = {n: r for n, r in rules.items() if not isinstance(r, BP) and not r.freezes and not r.modular}
     unseen = [name for name in wanted if name not in structure.order]
     if unseen:
         hint = (
@@ -331,7 +482,7 @@ def _plan(model: nn.Module, rules: Mapping[str, Rule], structure: Structure) -> 
             "it, as in nn.MultiheadAttention), so it can't be cut. Give it the rule BP: "
             f"{{{unseen[0]!r}: torchdfa.BP(), ...}}.{hint}"
         )
-    plans: list[tuple[str, Feedback, bool]] = []
+    plans: list[Plan] = []
     spared: set[Rule] = set()
     for name in structure.order:
         rule = wanted.get(name)
@@ -343,14 +494,111 @@ def _plan(model: nn.Module, rules: Mapping[str, Rule], structure: Structure) -> 
         if name not in structure.fed or not (rule.local or name in structure.leading):
             continue
         layer = modules[name]
-        if "feedback" in layer._modules or hasattr(layer, "feedback"):
-            raise ValueError(
-                f"{name!r} has an attribute `feedback` of its own, the name under which convert keeps its feedback."
-            )
         feedback = rule.feedback(_local_site(name, layer) if rule.local else _site(model, name, layer, structure))
         if feedback is not None:
-            plans.append((name, feedback, rule.local))
+            plans.append(Plan(name, rule, feedback, Span(name, name) if rule.local else network))
     return plans
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Tell whether a pattern matches a layer, or a module around it."""
+    words = name.split(".")
+    return any(fnmatchcase(".".join(words[:n]), pattern) for n in range(1, len(words) + 1))
+
+
+def _divide(model: nn.Module, rules: Mapping[str, Rule]) -> list[tuple[Part, ModuleRule]]:
+    """Return the modules that the module-wise rules find in a model."""
+    found: list[tuple[Part, ModuleRule]] = []
+    for rule in dict.fromkeys(r for r in rules.values() if isinstance(r, ModuleRule)):
+        layers = [name for name, r in rules.items() if r == rule]
+        found += [(part, rule) for part in find_parts(model, layers, rule.patterns)]
+    return found
+
+
+def _plan_parts(
+    model: nn.Module,
+    rules: Mapping[str, Rule],
+    parts: Sequence[tuple[Part, ModuleRule]],
+    structure: Structure,
+    network: Span,
+    example: Any | None,
+) -> list[Plan]:
+    """Make the feedback of every cut under the module-wise rules."""
+    modules = dict(model.named_modules())
+    inputs = {} if example is None else inputs_of(model, example, {part.begin for part, _ in parts})
+    plans: list[Plan] = []
+    for part, rule in parts:
+        if isinstance(part.module, RECURRENT):
+            plans += _plan_recurrent(part, rule, part.begin in structure.fed)
+            continue
+        if rule.between == "network" and _entered(part, rule, structure):
+            site = _site(model, part.begin, modules[part.begin], structure)
+            plans.append(Plan(part.begin, rule, rule.feedback(site), network))
+        if not (rule.within or rule.between == "module"):
+            continue
+        span = Span(part.begin, part.end)
+        for name, inner, first, inside in _layers_of(part, inputs.get(part.begin)):
+            cut = rule.within if not first else rule.between == "module" and name in structure.fed
+            if cut and rules.get(name) == rule:
+                feedback = rule.feedback(_part_site(part, inner, modules[name], inside))
+                plans.append(Plan(name, rule, feedback, span))
+    return plans
+
+
+def _plan_recurrent(part: Part, rule: ModuleRule, fed: bool) -> list[Plan]:
+    """Make the feedbacks of a recurrent layer: to the states, and to the inputs of its layers."""
+    name, layer = part.begin, part.module
+    if getattr(layer, "proj_size", 0):
+        raise ValueError(f"{name!r} is an LSTM with proj_size, whose states can't be cut. Give it the rule BP.")
+    made = Feedbacks()
+    steps = rule.steps
+    single = not isinstance(layer, nn.RNNBase) or rule.chunk == 1
+    for i, names in enumerate(suffixes(layer)):
+        for suffix in names:
+            w = weights_of(layer, suffix)
+            if steps is not None and not (single and steps == "inner"):
+                site = _matrix_site(f"{name}.time{suffix}", layer, w, w.across)
+                made[f"time{suffix}"] = TimeFeedback(rule.feedback(site), rule.decay, steps)
+            if rule.between is not None and (fed or i):
+                site = _matrix_site(f"{name}.input{suffix}", layer, w, w.inward)
+                made[f"input{suffix}"] = rule.feedback(site)
+    return [Plan(name, rule, made, Span(name, name))] if len(made) else []
+
+
+def _matrix_site(name: str, layer: nn.Module, w: Weights, matrix: Tensor) -> Site:
+    """Return the site of a state or an input of a recurrent layer, whose product is its part in the candidate."""
+    gain, part = {"lstm": (0.25, 2), "gru": (0.25 if matrix is w.across else 0.5, 2)}.get(w.kind, (1.0, 0))
+    rows = matrix.detach()[part * w.hidden : (part + 1) * w.hidden]
+    return Site(name, layer, w.hidden, matrix.shape[1], True, lambda: gain * rows.double())
+
+
+def _entered(part: Part, rule: ModuleRule, structure: Structure) -> bool:
+    if part.begin in structure.fed or part.begin in structure.order:
+        return part.begin in structure.fed and part.begin in structure.leading
+    raise ValueError(
+        f"{type(rule).__name__} sends the network's error to the input of {part.begin!r}, whose shape is not known. "
+        "Pass example=x, an input like the ones you train on."
+    )
+
+
+def _layers_of(part: Part, given: Any | None) -> Iterator[tuple[str, str, bool, Structure]]:
+    """Go through a part's layers: name, name in the part, whether no layer lies below it there, structure."""
+    inside = read_structure(part.module, None, given)
+    for inner in inside.order:
+        if inner in inside.leading:
+            yield part.name(inner), inner, inner not in inside.above, inside
+
+
+def _part_site(part: Part, inner: str, layer: nn.Module, structure: Structure) -> Site:
+    name = part.name(inner)
+    if isinstance(layer, nn.Linear):
+        return replace(_site(part.module, inner, layer, structure), name=name)
+    path = part.paths.path(inner, name)
+
+    def product() -> Tensor:
+        raise NotImplementedError("the product along a path depends on the geometry that is chosen for it")
+
+    return Site(name, layer, path.outputs, path.inputs, False, product, path)
 
 
 def _local_site(name: str, layer: nn.Module) -> Site:
@@ -366,7 +614,7 @@ def _site(model: nn.Module, name: str, layer: nn.Module, structure: Structure) -
 
     if structure.output is not None:
         hidden, output = structure.inputs[name], structure.output
-        if isinstance(layer, nn.Linear) and hidden[:-1] == output[:-1]:
+        if not isinstance(layer, CONVOLUTIONS) and len(hidden) > 1 and hidden[:-1] == output[:-1]:
             return Site(name, layer, output[-1], hidden[-1], True, product)
         return Site(name, layer, math.prod(output[1:]), math.prod(hidden[1:]), False, product)
     if not isinstance(layer, nn.Linear):
@@ -382,10 +630,14 @@ def _site(model: nn.Module, name: str, layer: nn.Module, structure: Structure) -
     return Site(name, layer, structure.errors, layer.in_features, True, product)
 
 
-def _install(
-    model: Model, rules: dict[str, Rule], plans: list[tuple[str, Feedback, bool]], output: str | int | None, end: str
-) -> Model:
+def _install(model: Model, rules: dict[str, Rule], plans: list[Plan]) -> Model:
     modules = dict(model.named_modules())
+    for plan in plans:
+        if hasattr(modules[plan.name], "feedback"):
+            raise ValueError(
+                f"{plan.name!r} has an attribute `feedback` of its own, the name under which convert keeps its "
+                "feedback."
+            )
     parameters = [
         (f"{name}.{p}".lstrip("."), value)
         for name, rule in rules.items()
@@ -395,28 +647,36 @@ def _install(
     frozen = tuple(name for name, value in parameters if value.requires_grad)
     for _, value in parameters:
         value.requires_grad_(False)
-    scopes: list[Scope] = []
-    direct = [(name, feedback) for name, feedback, local in plans if not local]
-    if direct:
-        scope = Scope(None if output == end else output)
-        scopes.append(scope)
-        model.register_forward_pre_hook(_Begin(scope), prepend=True)
-        for name, feedback in direct:
-            _cut(modules[name], name, feedback, scope)
-        modules[end].register_forward_hook(_End(scope))
-    for name, feedback, local in plans:
-        if local:
-            scopes.append(Scope())
-            modules[name].register_forward_pre_hook(_Begin(scopes[-1]))
-            _cut(modules[name], name, feedback, scopes[-1])
-            modules[name].register_forward_hook(_End(scopes[-1]))
-    setattr(model, _MARK, Conversion(rules, scopes, frozen))
+    scopes = {plan.span: Scope(plan.span.part) for plan in plans}
+    unrolled = {plan.span for plan in plans if isinstance(plan.feedback, Feedbacks)}
+    for span, scope in scopes.items():
+        if span not in unrolled:
+            modules[span.begin].register_forward_pre_hook(_Begin(scope), prepend=True)
+    for plan in plans:
+        module = modules[plan.name]
+        module.add_module("feedback", plan.feedback)
+        if isinstance(plan.feedback, Feedbacks):
+            assert isinstance(plan.rule, ModuleRule)
+            # An instance's attribute: what a module calls is its forward, and Module.__call__ looks there first.
+            module.__dict__["forward"] = _Unrolled(
+                scopes[plan.span], plan.name, module, plan.rule.chunk, plan.rule.within
+            )
+            continue
+        module.register_forward_pre_hook(_Cut(scopes[plan.span], plan.name), with_kwargs=True)
+    for span, scope in scopes.items():
+        if span not in unrolled:
+            modules[span.end].register_forward_hook(_End(scope))
+    named = {**rules, **{plan.name: plan.rule for plan in plans}}
+    ordered = {name: named[name] for name in modules if name in named}
+    setattr(model, _MARK, Conversion(ordered, list(scopes.values()), frozen))
     return model
 
 
-def _cut(layer: nn.Module, name: str, feedback: Feedback, scope: Scope) -> None:
-    layer.add_module("feedback", feedback)
-    layer.register_forward_pre_hook(_Cut(scope, name), with_kwargs=True)
+def _divided(parts: Sequence[tuple[Part, ModuleRule]]) -> str:
+    if not parts:
+        return ""
+    shown = [part.begin if part.begin == part.end else f"{part.begin} to {part.end}" for part, _ in parts]
+    return f" Its modules are {', '.join(map(repr, shown))}; name larger ones by modules=."
 
 
 def _shown(rule: Rule | Mapping[str, Rule]) -> str:

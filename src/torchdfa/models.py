@@ -138,6 +138,63 @@ class NoklandConv(Network):
         return network
 
 
+class BasicBlock(nn.Module):
+    """Two 3 × 3 convolutions with batch norm beside a shortcut (He et al. 2016).
+
+    Args:
+        below: Channels at the input.
+        channels: Channels at the output.
+        stride: Of the first convolution. Where the shape changes the shortcut is a 1 × 1 convolution with batch norm.
+    """
+
+    def __init__(self, below: int, channels: int, stride: int = 1):
+        super().__init__()
+        self.conv1 = nn.Conv2d(below, channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU()
+        self.shortcut = nn.Sequential()
+        if stride > 1 or below != channels:
+            self.shortcut.append(nn.Conv2d(below, channels, 1, stride, bias=False))
+            self.shortcut.append(nn.BatchNorm2d(channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the output, shape (N, channels, ⌈H / stride⌉, ⌈W / stride⌉), for x of shape (N, below, H, W)."""
+        h = self.relu(self.bn1(self.conv1(x)))
+        return self.relu(self.bn2(self.conv2(h)) + self.shortcut(x))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNet(Network):
+    """Residual network for small images (He et al. 2016): a 3 × 3 convolution, stages of blocks, average pooling.
+
+    The default is ResNet-20; ``ResNet(blocks=(2, 2, 2, 2), width=64)`` is ResNet-18 with the stem of small images.
+
+    Args:
+        blocks: Blocks of each stage. From the second stage on, the first block halves the resolution.
+        width: Channels of the first stage; each further stage has twice as many.
+    """
+
+    blocks: tuple[int, ...] = (3, 3, 3)
+    width: int = 16
+
+    def build(self, shape: tuple[int, int, int], classes: int) -> nn.Sequential:
+        """Make the network; see :meth:`Network.build`."""
+        _demand(shape, 2 ** len(self.blocks), "ResNet")
+        below = self.width
+        layers: list[nn.Module] = [nn.Conv2d(shape[0], below, 3, padding=1, bias=False), nn.BatchNorm2d(below)]
+        layers.append(nn.ReLU())
+        for i, count in enumerate(self.blocks):
+            channels = self.width * 2**i
+            first = BasicBlock(below, channels, 1 if i == 0 else 2)
+            layers.append(nn.Sequential(first, *(BasicBlock(channels, channels) for _ in range(count - 1))))
+            below = channels
+        network = _join([*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()], [nn.Linear(below, classes)])
+        _he(network)
+        return network
+
+
 @dataclass(frozen=True, kw_only=True)
 class SmallConv(Network):
     """A small network of VGG-16's plan, for images from 8 × 8 up: convolutions, batch norm, a three-layer head.

@@ -9,10 +9,10 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from torchdfa.feedback import ConvFeedback, DenseFeedback, Feedback, PackedFeedback, SeededFeedback
+from torchdfa.feedback import ConvFeedback, DenseFeedback, Feedback, Geometry, PackedFeedback, SeededFeedback
 from torchdfa.feedback.binary import DRAW, Generator
 from torchdfa.feedback.bits import key_of, unpack
-from torchdfa.feedback.init import Init, Scale, Site, magnitude, product, uniform
+from torchdfa.feedback.init import Init, Scale, Site, magnitude, product, scaled, uniform
 from torchdfa.structure import CUTTABLE
 
 Trunk = Literal["direct", "chain"]
@@ -30,12 +30,14 @@ class Rule:
         chooses: Layer types that the rule takes in a whole model.
         fits: Layer types that it can take where a pattern names them.
         local: The scope of the error is the layer itself, not the network.
+        modular: The scopes of the error are modules of the network.
         freezes: The layer's parameters don't learn.
     """
 
     chooses: ClassVar[tuple[type[nn.Module], ...]] = (nn.Module,)
     fits: ClassVar[tuple[type[nn.Module], ...]] = (nn.Module,)
     local: ClassVar[bool] = False
+    modular: ClassVar[bool] = False
     freezes: ClassVar[bool] = False
 
     def feedback(self, site: Site) -> Feedback | None:
@@ -46,6 +48,11 @@ class Rule:
     def spares_first(self) -> bool:
         """Whether the first layer that the rule takes keeps its uncut input."""
         return False
+
+    @property
+    def wide(self) -> bool:
+        """Whether errors come from the network's output."""
+        return not (self.local or self.modular)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +72,7 @@ class Frozen(Rule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _FeedbackRule(Rule):
+class FeedbackRule(Rule):
     """A rule that sends errors through fixed feedback.
 
     Args:
@@ -95,6 +102,13 @@ class _FeedbackRule(Rule):
         elif not 0 < self.scale < math.inf:
             raise ValueError(f"{type(self).__name__}: scale={self.scale!r}, expected a positive number.")
 
+    def entries(self, site: Site) -> Tensor:
+        """Return real-valued entries for a feedback, shape (K, H): the product's, or random ones of its size."""
+        size = magnitude(self.scale, site)
+        if self.init == "product":
+            return scaled(product(site), size)
+        return 2 * size * uniform((site.errors, site.features), self.seed, site.name)
+
     def _check(self, name: str, allowed: tuple[str, ...]) -> None:
         value = getattr(self, name)
         if value not in allowed:
@@ -104,7 +118,7 @@ class _FeedbackRule(Rule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FA(_FeedbackRule):
+class FA(FeedbackRule):
     """Feedback alignment: each layer's fixed ``B`` for its ``Wᵀ`` (Lillicrap et al. 2016; eq. 5 of Han & Yoo 2019).
 
     The scope is the layer itself, so that ``init="product"`` starts from ``B = W``.
@@ -114,20 +128,14 @@ class FA(_FeedbackRule):
 
     def feedback(self, site: Site) -> Feedback:
         """Make ``B`` in the shape of the layer's weight."""
-        weight = site.weight
-        size = magnitude(self.scale, site)
-        if self.init == "product":
-            b = _scaled(product(site), size)
-        else:
-            b = 2 * size * uniform(weight.shape, self.seed, site.name)
-        b = b.reshape(weight.shape).to(weight)
+        b = self.entries(site).reshape(site.weight.shape).to(site.weight)
         if isinstance(site.layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-            return ConvFeedback(b, site.layer)
+            return ConvFeedback(b, Geometry.of(site.layer))
         return DenseFeedback(b, per_position=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DFA(_FeedbackRule):
+class DFA(FeedbackRule):
     """Direct feedback alignment: ``e_i = D_iᵀ e_L ⊙ f′`` with dense, fixed ``D_i`` (Nøkland 2016).
 
     In a whole model it cuts every Linear and convolution layer but the first.
@@ -135,16 +143,11 @@ class DFA(_FeedbackRule):
 
     def feedback(self, site: Site) -> Feedback:
         """Make ``D``, shape (K, H)."""
-        size = magnitude(self.scale, site)
-        if self.init == "product":
-            d = _scaled(product(site), size)
-        else:
-            d = 2 * size * uniform((site.errors, site.features), self.seed, site.name)
-        return DenseFeedback(d.to(site.weight), per_position=site.per_position)
+        return DenseFeedback(self.entries(site).to(site.weight), per_position=site.per_position)
 
 
 @dataclass(frozen=True, kw_only=True)
-class BDFA(_FeedbackRule):
+class BDFA(FeedbackRule):
     """Binary direct feedback alignment: feedback of ±1, one bit an entry, times one scale (eq. 9 of Han & Yoo 2019).
 
     Args:
@@ -198,7 +201,7 @@ class BDFA(_FeedbackRule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _HeadRule(_FeedbackRule):
+class _HeadRule(FeedbackRule):
     """What makes CDFA and CBDFA the rules of a convolutional network's head.
 
     Args:
@@ -236,7 +239,3 @@ class CBDFA(_HeadRule, BDFA):
 
     Its fields are those of :class:`BDFA`, and ``trunk`` as in :class:`CDFA`.
     """
-
-
-def _scaled(entries: Tensor, size: float) -> Tensor:
-    return entries * (size / entries.abs().mean())

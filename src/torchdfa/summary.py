@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from torchdfa.convert import conversion_of
-from torchdfa.feedback import ConvFeedback, Feedback
+from torchdfa.feedback import Feedback
+from torchdfa.feedback.time import Feedbacks
+from torchdfa.rules import Rule
+from torchdfa.table import align
 
 
 @dataclass(frozen=True)
@@ -15,7 +18,7 @@ class Row:
     """One layer of a summary.
 
     Attributes:
-        layer: Its name.
+        layer: Its name; of a recurrent one with what the feedback serves, as ``rnn.time_l0``.
         kind: Its type.
         rule: Its rule's name.
         feedback: Shape of the feedback at its input, (K, H) or a convolution's kernel; None where the input is not cut.
@@ -53,13 +56,7 @@ class Summary:
         head = ("layer", "type", "rule", "feedback", "mean |B|", "bytes", "as float32")
         lines = [head, *(_cells(row) for row in self.rows)]
         lines.append(("total", "", "", "", "", f"{self.nbytes:,}", f"{self.nbytes_float32:,}"))
-        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-        return "\n".join(
-            "  ".join(
-                c.ljust(w) if i < 4 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in lines
-        )
+        return align(lines, left=4)
 
 
 def summary(model: nn.Module) -> Summary:
@@ -80,21 +77,27 @@ def summary(model: nn.Module) -> Summary:
     rows = []
     for name, rule in conversion.rules.items():
         layer = model.get_submodule(name)
-        feedback = layer._modules.get("feedback")
-        row = Row(name, type(layer).__name__, type(rule).__name__)
-        if isinstance(feedback, Feedback):
-            matrix = feedback.weight if isinstance(feedback, ConvFeedback) else feedback.dense()
-            row = Row(
-                row.layer,
-                row.kind,
-                row.rule,
-                tuple(matrix.shape),
-                matrix.abs().mean().item(),
-                feedback.nbytes,
-                feedback.nbytes_float32,
-            )
-        rows.append(row)
+        made = layer._modules.get("feedback")
+        if isinstance(made, Feedbacks):
+            rows += [_row(f"{name}.{part}", layer, rule, feedback) for part, feedback in made.items()]
+        else:
+            rows.append(_row(name, layer, rule, made if isinstance(made, Feedback) else None))
     return Summary(tuple(rows))
+
+
+def _row(name: str, layer: nn.Module, rule: Rule, feedback: nn.Module | None) -> Row:
+    row = Row(name, type(layer).__name__, type(rule).__name__)
+    if not isinstance(feedback, Feedback):
+        return row
+    matrix = feedback.dense()
+    size = matrix[matrix != 0].abs().mean().item()
+    return replace(
+        row,
+        feedback=tuple(matrix.shape),
+        scale=size,
+        nbytes=feedback.nbytes,
+        nbytes_float32=feedback.nbytes_float32,
+    )
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -6,7 +6,19 @@ from torch import nn
 
 import torchdfa as dfa
 from cases import NETS, RULES, fresh
-from torchdfa.feedback import ConvFeedback, DenseFeedback, Feedback, PackedFeedback, SeededFeedback
+from torchdfa.feedback import (
+    BinarySparseFeedback,
+    ConvFeedback,
+    DenseFeedback,
+    Feedback,
+    Geometry,
+    KolenPollackFeedback,
+    PackedFeedback,
+    SeededFeedback,
+    SignFeedback,
+    SparseFeedback,
+    TargetFeedback,
+)
 
 FEEDING = {i: r for i, r in RULES.items() if not isinstance(r, (dfa.BP, dfa.Frozen))}
 feeding = pytest.mark.parametrize("rule", FEEDING.values(), ids=FEEDING.keys())
@@ -37,7 +49,7 @@ def test_forward_is_the_product_with_dense(rule):
 @feeding
 def test_feedback_has_no_parameters_and_is_in_the_state(rule):
     for feedback in of(rule):
-        assert not list(feedback.parameters())
+        assert bool(list(feedback.parameters())) == feedback.learns == isinstance(rule, dfa.KolenPollack)
         assert feedback.state_dict()
         assert not any(b.requires_grad for b in feedback.buffers())
 
@@ -46,7 +58,14 @@ def test_feedback_has_no_parameters_and_is_in_the_state(rule):
 def test_bytes(rule):
     for feedback in of(rule):
         k, h = feedback.errors, feedback.features
-        kept = {DenseFeedback: 4 * k * h, PackedFeedback: k * -(-h // 8) + 4, SeededFeedback: 8 + 4}[type(feedback)]
+        half = -(-k // 2) * -(-h // 2)  # of two blocks
+        sparse = {SparseFeedback: 4 * 2 * half + 8 * -(-k // 2)}
+        sparse[BinarySparseFeedback] = 2 * -(-k // 2) * -(-h // 16) + 4 + 8 * -(-k // 2)
+        if isinstance(feedback, SignFeedback):
+            assert feedback.nbytes == 4 + {"uniform": 0, "fixed": 4 * k * h, "batch": 8}[rule.magnitude]
+            continue
+        real = dict.fromkeys((DenseFeedback, KolenPollackFeedback, TargetFeedback), 4 * k * h)
+        kept = {**real, PackedFeedback: k * -(-h // 8) + 4, SeededFeedback: 8 + 4, **sparse}[type(feedback)]
         assert feedback.nbytes == kept
         assert feedback.nbytes_float32 == 4 * k * h
         assert f"{k} → {h}, {kept} bytes" in repr(feedback)
@@ -127,6 +146,6 @@ def test_one_output_a_sample_needs_no_dimension_of_its_own():
 
 def test_feedback_of_a_convolution_shows_its_kernel():
     layer = nn.Conv2d(2, 3, 5, groups=1)
-    feedback = ConvFeedback(torch.randn_like(layer.weight), layer)
+    feedback = ConvFeedback(torch.randn_like(layer.weight), Geometry.of(layer))
     assert feedback.nbytes == feedback.nbytes_float32 == 4 * 3 * 2 * 25
-    assert "(3, 2, 5, 5), 600 bytes" in repr(feedback)
+    assert "(3, 2, 5, 5), dilation (1, 1), groups 1, 600 bytes" in repr(feedback)

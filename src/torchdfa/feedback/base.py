@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
 
 class Feedback(nn.Module):
-    """A fixed linear map from the error ``e`` at a scope's output to the error at a cut activation.
+    """A linear map from the error ``e`` at a scope's output to the error at a cut activation.
 
-    A feedback is a child of the layer whose input it serves (``layer.feedback``). All that it stores are buffers: they
-    are in the ``state_dict``, move with ``.to()``, and are no parameters.
+    A feedback is a child of the layer whose input it serves (``layer.feedback``). What a fixed one stores are buffers:
+    they are in the ``state_dict``, move with ``.to()``, and are no parameters. One that learns has a parameter.
 
     Attributes:
         errors: K, the number of entries of the error that one row of it reads.
@@ -18,7 +20,10 @@ class Feedback(nn.Module):
         per_position: Whether it serves each position (token) by itself, as a Linear layer does: then the error and
             the activation agree in all dimensions but the last. Otherwise it maps all of a sample's error to all of
             its activation.
+        learns: Whether the first tensor that it reads is a parameter, for which :meth:`gradient` makes a gradient.
     """
+
+    learns: ClassVar[bool] = False
 
     def __init__(self, errors: int, features: int, *, per_position: bool = False):
         super().__init__()
@@ -35,16 +40,46 @@ class Feedback(nn.Module):
     @property
     def nbytes(self) -> int:
         """Bytes that the feedback keeps in memory."""
-        return sum(b.numel() * b.element_size() for b in self.buffers())
+        return sum(b.numel() * b.element_size() for b in (*self.buffers(), *self.parameters()))
 
     @property
     def nbytes_float32(self) -> int:
         """Bytes that the same map takes as a dense float32 matrix, the measure that papers compare with."""
         return 4 * self.errors * self.features
 
-    def carry(self, e: Tensor, shape: torch.Size) -> Tensor:
+    def reads(self, h: Tensor, output: Tensor) -> tuple[Tensor, ...]:
+        """Return the tensors that :meth:`carry` and :meth:`gradient` are to be given, as they are in this forward.
+
+        Args:
+            h: The cut activation, shape (N, H...).
+            output: The scope's output, shape (N, ..., K).
+        """
+        return ()
+
+    def carry(self, e: Tensor, shape: torch.Size, *reads: Tensor) -> Tensor:
         """Return the error at a cut activation of the given shape, for the error ``e`` of the scope's output."""
         return self(e.reshape(-1, self.errors)).reshape(shape)
+
+    def gradient(self, e: Tensor, *reads: Tensor) -> Tensor:
+        """Return the gradient of the feedback's own parameter, ``reads[0]``."""
+        raise NotImplementedError
+
+    def sent(self, e: Tensor, output: Tensor) -> Tensor:
+        """Return what is carried in place of the error ``e``, both of the output's shape."""
+        return e
+
+    def project(self, h: Tensor, output: torch.Size | None = None) -> Tensor:
+        """Return ``h @ Bᵀ``, the map whose transpose :meth:`carry` applies.
+
+        Args:
+            h: An activation, shape (N, H...).
+            output: Shape of the scope's output, where h alone does not decide it.
+        """
+        return h.reshape(-1, self.features) @ self.dense().to(h.dtype).T
+
+    def products(self, output: torch.Size, hidden: torch.Size) -> int:
+        """Return the multiply-adds of carrying an error of shape ``output`` to an activation of shape ``hidden``."""
+        return output.numel() * self.features
 
     def check(self, output: torch.Size, hidden: torch.Size) -> None:
         """Raise ValueError if an output and a cut activation of these shapes don't fit this feedback."""

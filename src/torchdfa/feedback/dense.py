@@ -19,6 +19,9 @@ class DenseFeedback(Feedback):
 
     def __init__(self, weight: Tensor, *, per_position: bool = False):
         super().__init__(*weight.shape, per_position=per_position)
+        self._hold(weight)
+
+    def _hold(self, weight: Tensor) -> None:
         self.register_buffer("weight", weight)
 
     def forward(self, e: Tensor) -> Tensor:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
 from torchdfa.feedback.bits import key_of
+
+if TYPE_CHECKING:
+    from torchdfa.structure.path import Path
 
 Init = Literal["random", "product"]
 Scale = Literal["matched", "unit", "nokland"] | float
@@ -30,6 +33,8 @@ class Site:
         features: H, entries of the activation.
         per_position: See :class:`torchdfa.feedback.Feedback`.
         product: Returns ``W_L … W_{i+1}``, shape (K, H), float64, or raises NoProductError.
+        path: What leads from the activation to the scope's output, where both are maps of channels. Errors and
+            features are then the channels'.
     """
 
     name: str
@@ -38,13 +43,13 @@ class Site:
     features: int
     per_position: bool
     product: Callable[[], Tensor]
+    path: Path | None = None
 
     @property
     def weight(self) -> Tensor:
-        """The layer's weight: feedback has its type and device."""
-        weight = self.layer.weight
-        assert isinstance(weight, Tensor)
-        return weight.detach()
+        """The layer's weight, or a module's first: feedback has its type and device."""
+        weight = getattr(self.layer, "weight", None)
+        return (weight if isinstance(weight, Tensor) else next(self.layer.parameters())).detach()
 
 
 def uniform(shape: torch.Size | tuple[int, ...], seed: int, name: str) -> Tensor:
@@ -81,3 +86,8 @@ def magnitude(scale: Scale, site: Site) -> float:
     except NoProductError:
         matched = nokland
     return matched if scale == "matched" else scale * matched
+
+
+def scaled(entries: Tensor, size: float) -> Tensor:
+    """Return entries whose mean absolute value is ``size``."""
+    return entries * (size / entries.abs().mean())

@@ -17,21 +17,28 @@ def broadcast(output: Tensor, feedbacks: Sequence[Feedback], hidden: Sequence[Te
     Args:
         output: The scope's output, shape (N, ..., K).
         feedbacks: One for each cut activation.
-        hidden: The cut activations, shapes (N, H...). Only their shapes and types are kept: none stays in memory.
+        hidden: The cut activations, shapes (N, H...). Only their shapes and types are kept: none stays in memory,
+            unless a feedback reads it to learn.
 
     Raises:
         ValueError: An activation's shape does not fit its feedback.
     """
+    # What several feedbacks receive or read (the input of q, k and v) is one tensor: torch.compile takes none twice.
+    tensors: list[Tensor] = []
+
+    def place(tensor: Tensor) -> int:
+        for i, other in enumerate(tensors):
+            if other is tensor:
+                return i
+        tensors.append(tensor)
+        return len(tensors) - 1
+
+    receivers, reads = [], []
     for feedback, h in zip(feedbacks, hidden, strict=True):
         feedback.check(output.shape, h.shape)
-    # Layers that share an input (q, k and v) are one activation here: torch.compile takes no tensor twice.
-    distinct: list[Tensor] = []
-    receivers: list[int] = []
-    for h in hidden:
-        known = [i for i, other in enumerate(distinct) if other is h]
-        receivers.append(known[0] if known else len(distinct))
-        distinct += [] if known else [h]
-    result = _Broadcast.apply(output, tuple(feedbacks), tuple(receivers), *distinct)
+        receivers.append(place(h))
+        reads.append(tuple(place(tensor) for tensor in feedback.reads(h, output)))
+    result = _Broadcast.apply(output, tuple(feedbacks), tuple(receivers), tuple(reads), *tensors)
     assert isinstance(result, Tensor)
     return result
 
@@ -40,21 +47,37 @@ class _Broadcast(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(output: Tensor, feedbacks: tuple[Feedback, ...], receivers: tuple[int, ...], *hidden: Tensor) -> Tensor:
+    def forward(
+        output: Tensor,
+        feedbacks: tuple[Feedback, ...],
+        receivers: tuple[int, ...],
+        reads: tuple[tuple[int, ...], ...],
+        *tensors: Tensor,
+    ) -> Tensor:
         # A detached alias, no view: what follows may change it in place, as nn.ReLU(inplace=True) does.
         return output.detach()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, ctx.feedbacks, ctx.receivers, *hidden = inputs
-        ctx.hidden = [(h.shape, h.dtype) for h in hidden]
+        _, ctx.feedbacks, ctx.receivers, ctx.reads, *tensors = inputs
+        ctx.tensors = [(t.shape, t.dtype) for t in tensors]
+        ctx.kept = sorted({i for read in ctx.reads for i in read})
+        ctx.save_for_backward(*(tensors[i] for i in ctx.kept))
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (e,) = grad_outputs
-        errors: list[Tensor | None] = [None] * len(ctx.hidden)
-        for feedback, i in zip(ctx.feedbacks, ctx.receivers, strict=True):
-            shape, dtype = ctx.hidden[i]
-            error, before = feedback.carry(e, shape).to(dtype), errors[i]
+        kept = dict(zip(ctx.kept, ctx.saved_tensors, strict=True))
+        errors: list[Tensor | None] = [None] * len(ctx.tensors)
+
+        def send(i: int, error: Tensor) -> None:
+            before = errors[i]
             errors[i] = error if before is None else before + error
-        return e, None, None, *errors
+
+        for feedback, i, read in zip(ctx.feedbacks, ctx.receivers, ctx.reads, strict=True):
+            shape, dtype = ctx.tensors[i]
+            values = [kept[k] for k in read]
+            send(i, feedback.carry(e, shape, *values).to(dtype))
+            if feedback.learns:
+                send(read[0], feedback.gradient(e, *values).to(ctx.tensors[read[0]][1]))
+        return e, None, None, None, *errors

@@ -10,16 +10,15 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from torchdfa.feedback.base import Feedback
-from torchdfa.feedback.conv import ConvFeedback
 
 
 def reference_broadcast(output: Tensor, feedbacks: Sequence[Feedback], hidden: Sequence[Tensor]) -> Tensor:
     """Do what :func:`torchdfa.functional.broadcast.broadcast` does, by differentiating ``hBᵀ``."""
+    logits = output.detach()
     for feedback, h in zip(feedbacks, hidden, strict=True):
-        if isinstance(feedback, ConvFeedback):
-            through = feedback.project(h)
-        else:
-            through = h.reshape(-1, feedback.features) @ feedback.dense().to(h.dtype).T
-        through = through.reshape(output.shape).to(output.dtype)
+        through = feedback.project(h, output.shape).reshape(output.shape).to(output.dtype)
+        if through.requires_grad:
+            # What a feedback sends in place of the error, such as a target, is no derivative either.
+            through.register_hook(lambda e, feedback=feedback: feedback.sent(e, logits))
         output = output + (through - through.detach())
     return output

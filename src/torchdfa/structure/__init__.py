@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from torch import nn
 
-from torchdfa.structure.base import CUTTABLE, Structure, undisturbed
+from torchdfa.structure.base import CUTTABLE, LAYERS, RECURRENT, Structure, undisturbed
 from torchdfa.structure.outputs import pick, put
-from torchdfa.structure.run import run_structure
+from torchdfa.structure.parts import Part, find_parts
+from torchdfa.structure.path import CONVOLUTIONS, Paths
+from torchdfa.structure.run import inputs_of, run_structure
 from torchdfa.structure.trace import UntraceableError, trace_structure
 
-__all__ = ["CUTTABLE", "Structure", "pick", "put", "read_structure"]
+__all__ = [
+    "CONVOLUTIONS",
+    "CUTTABLE",
+    "LAYERS",
+    "RECURRENT",
+    "Part",
+    "Paths",
+    "Structure",
+    "find_parts",
+    "inputs_of",
+    "pick",
+    "put",
+    "read_structure",
+    "undisturbed",
+]
 
 
 def read_structure(
-    model: nn.Module, output: str | int | None, example: Any | None, *, local: bool = False
+    model: nn.Module,
+    output: str | int | None,
+    example: Any | None,
+    *,
+    local: bool = False,
+    also: Collection[str] = (),
 ) -> Structure:
     """Read the structure of ``model`` by tracing it and, where an example is given, by running it as well.
 
@@ -24,6 +46,7 @@ def read_structure(
         output: The scope's output, as in :func:`torchdfa.convert`.
         example: A tensor, a tuple of arguments, or a dict of keyword arguments.
         local: Leave out what concerns the scope's output, which may then be anything.
+        also: Names of other modules whose inputs are to be cut; an example shows their shapes.
 
     Raises:
         ValueError: Neither way works, or the named output is not there.
@@ -40,4 +63,4 @@ def read_structure(
             ) from error
         end = output if isinstance(output, str) and output in dict(model.named_modules()) else ""
         traced = Structure((), frozenset(), frozenset(), end, None, chain_end=reason)
-    return traced if example is None else run_structure(model, output, example, traced, local=local)
+    return traced if example is None else run_structure(model, output, example, traced, local=local, also=also)

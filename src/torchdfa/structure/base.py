@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torchdfa.feedback.init import NoProductError
 
 CUTTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+RECURRENT = (nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell)
+LAYERS = (*CUTTABLE, *RECURRENT)
 
 
 @dataclass(frozen=True)
@@ -19,8 +21,10 @@ class Structure:
     """What is read off a model.
 
     Attributes:
-        order: Names of the Linear and convolution layers that the forward calls, in the order of their first call.
+        order: Names of the Linear, convolution and recurrent layers that the forward calls, in the order of their first
+            call.
         fed: Those whose input depends on a parameter. The others are first layers: nothing below them needs an error.
+        above: Those whose input depends on another layer, not on the parameters of norms or embeddings alone.
         leading: Those that lead to the scope's output, whose error is therefore also theirs.
         end: The module whose output is the scope's; "" for what the model returns.
         errors: K, the width of the error there, where a Linear layer makes it.
@@ -39,6 +43,7 @@ class Structure:
     inputs: Mapping[str, torch.Size] = field(default_factory=dict)
     chain: tuple[str, ...] = ()
     chain_end: str = ""
+    above: frozenset[str] = frozenset()
 
     def product(self, model: nn.Module, name: str) -> Tensor:
         """Return ``W_L … W_{i+1}`` (eq. 7 of Han & Yoo 2019), shape (K, H), float64, for the cut at ``name``'s input.

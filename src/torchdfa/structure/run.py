@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils.hooks import RemovableHandle
 
-from torchdfa.structure.base import CUTTABLE, Structure, undisturbed
+from torchdfa.structure.base import LAYERS, Structure, undisturbed
 from torchdfa.structure.outputs import behind_softmax, not_a_tensor, pick
 
 
 def run_structure(
-    model: nn.Module, output: str | int | None, example: Any, traced: Structure, *, local: bool = False
+    model: nn.Module,
+    output: str | int | None,
+    example: Any,
+    traced: Structure,
+    *,
+    local: bool = False,
+    also: Collection[str] = (),
 ) -> Structure:
     """Complete a structure, as far as it was traced, by a forward on an example.
 
@@ -24,6 +32,7 @@ def run_structure(
         example: A tensor, a tuple of arguments, or a dict of keyword arguments.
         traced: What is known without running.
         local: Leave out what concerns the scope's output.
+        also: Names of other modules whose inputs are to be cut, which are then read as layers are.
 
     Raises:
         ValueError: The scope's output is no tensor, comes out of a softmax, or is computed more than once; or a layer
@@ -33,31 +42,23 @@ def run_structure(
     seen: dict[str, list[tuple[Tensor, Any, bool]]] = {}
     ends: list[Any] = []
 
-    def record(name: str, arguments: tuple[Any, ...], keywords: dict[str, Any], made: Tensor) -> None:
+    def record(name: str, arguments: tuple[Any, ...], keywords: dict[str, Any], made: Any) -> None:
         h = arguments[0] if arguments else keywords["input"]
-        seen.setdefault(name, []).append((h, made.grad_fn, not torch.is_grad_enabled()))
+        h = h.data if isinstance(h, PackedSequence) else h
+        while isinstance(made, tuple):  # recurrent layers return their states too
+            made = made[0]
+        seen.setdefault(name, []).append((h, getattr(made, "grad_fn", None), not torch.is_grad_enabled()))
 
     modules = dict(model.named_modules())
     handles = [
         m.register_forward_hook(lambda _, a, k, made, name=name: record(name, a, k, made), with_kwargs=True)
         for name, m in modules.items()
-        if isinstance(m, CUTTABLE)
+        if isinstance(m, LAYERS) or name in also
     ]
     handles.append(modules[traced.end].register_forward_hook(lambda _, a, o: ends.append(o)))
-    try:
-        with undisturbed(model), torch.enable_grad():
-            model.eval()
-            for p in model.parameters():
-                p.requires_grad_(p.is_floating_point())
-            if isinstance(example, Mapping):
-                model(**example)
-            else:
-                model(*(example if isinstance(example, (tuple, list)) else (example,)))
-    finally:
-        for handle in handles:
-            handle.remove()
-    inputs_of = {name: [h for h, _, _ in calls] for name, calls in seen.items()}
-    for name, inputs in inputs_of.items():
+    _run(model, example, handles)
+    received = {name: [h for h, _, _ in calls] for name, calls in seen.items()}
+    for name, inputs in received.items():
         if len({h.shape for h in inputs}) > 1:
             raise ValueError(
                 f"{name!r} is called with inputs of different shapes in one forward, "
@@ -69,7 +70,8 @@ def run_structure(
         traced,
         order=tuple(seen),
         fed=frozenset(name for name, calls in seen.items() if any(h.requires_grad or blind for h, _, blind in calls)),
-        inputs={name: inputs[0].shape for name, inputs in inputs_of.items()},
+        inputs={name: inputs[0].shape for name, inputs in received.items()},
+        above=_above(seen),
     )
     if local:
         return structure
@@ -85,6 +87,48 @@ def run_structure(
     nodes = _nodes(value)
     leading = frozenset(name for name, calls in seen.items() if any(node in nodes or blind for _, node, blind in calls))
     return replace(structure, leading=leading, output=value.shape)
+
+
+def _above(seen: Mapping[str, list[tuple[Tensor, Any, bool]]]) -> frozenset[str]:
+    """Return the modules whose input was made with the output of another."""
+    outputs = {node for calls in seen.values() for _, node, _ in calls if node is not None}
+    return frozenset(n for n, calls in seen.items() if any(outputs & _nodes(h) or blind for h, _, blind in calls))
+
+
+def inputs_of(model: nn.Module, example: Any, names: Collection[str]) -> dict[str, Any]:
+    """Return what modules are given in a forward on an example, by name: their arguments, or else their keywords."""
+    found: dict[str, Any] = {}
+    modules = dict(model.named_modules())
+
+    def hook(name: str) -> RemovableHandle:
+        def record(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            plain = {k: _plain(v) for k, v in keywords.items()}
+            found[name] = tuple(_plain(a) for a in arguments) if arguments else plain
+
+        return modules[name].register_forward_pre_hook(record, with_kwargs=True)
+
+    _run(model, example, [hook(name) for name in names])
+    return found
+
+
+def _plain(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def _run(model: nn.Module, example: Any, handles: Sequence[RemovableHandle]) -> None:
+    """Run a model on an example, with hooks that are removed afterwards."""
+    try:
+        with undisturbed(model), torch.enable_grad():
+            model.eval()
+            for p in model.parameters():
+                p.requires_grad_(p.is_floating_point())
+            if isinstance(example, Mapping):
+                model(**example)
+            else:
+                model(*(example if isinstance(example, (tuple, list)) else (example,)))
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _nodes(output: Tensor) -> set[Any]:

@@ -8,26 +8,26 @@ from typing import Any
 
 from torch import fx, nn
 
-from torchdfa.structure.base import CUTTABLE, Structure
+from torchdfa.structure.base import LAYERS, Structure
 from torchdfa.structure.outputs import behind_softmax, not_a_tensor, pick
 
 # What may stand between two Linear layers without changing which weights their product multiplies (eq. 7 of Han & Yoo
 # 2019): activations, norms and dropout act entry by entry, or rescale, and eq. 7 ignores both; a reshape between equal
 # widths moves nothing.
-_SQUASHES = frozenset(
+SQUASHES = frozenset(
     "relu relu_ relu6 tanh tanh_ sigmoid sigmoid_ softmax log_softmax softmin gelu silu elu elu_ selu celu leaky_relu "
     "leaky_relu_ softplus softsign logsigmoid hardtanh hardsigmoid hardswish mish prelu threshold tanhshrink".split()
 )
-_MOVES = frozenset(
+MOVES = frozenset(
     "dropout alpha_dropout batch_norm layer_norm rms_norm flatten view reshape contiguous clone float double to "
     "type_as".split()
 )
-_SQUASHING_MODULES = tuple(
+SQUASHING_MODULES = tuple(
     kind
     for kind in vars(nn.modules.activation).values()
     if isinstance(kind, type) and issubclass(kind, nn.Module) and kind not in (nn.Module, nn.MultiheadAttention, nn.GLU)
 )
-_MOVING_MODULES = (
+MOVING_MODULES = (
     *(nn.BatchNorm1d, nn.LayerNorm, nn.RMSNorm, nn.SyncBatchNorm),
     *(nn.Dropout, nn.Dropout1d, nn.AlphaDropout, nn.FeatureAlphaDropout),
     *(nn.Identity, nn.Flatten),
@@ -45,15 +45,21 @@ def trace_structure(model: nn.Module, output: str | int | None, *, local: bool =
         ValueError: The output is no tensor, or is the result of a softmax that does not follow a Linear layer.
         UntraceableError: The forward can't be traced.
     """
-    try:
-        graph = fx.Tracer().trace(model)
-    except Exception as error:  # a trace runs the model's own code, which may raise anything
-        raise UntraceableError(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
-    reader = _Reader(model, graph)
+    reader = Reader(model, trace(model))
     return reader.layers() if local else reader.layers_to(output)
 
 
-class _Reader:
+def trace(model: nn.Module) -> fx.Graph:
+    """Return a model's graph, or raise UntraceableError."""
+    try:
+        return fx.Tracer().trace(model)
+    except Exception as error:  # a trace runs the model's own code, which may raise anything
+        raise UntraceableError(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
+
+
+class Reader:
+    """A traced graph, and what each of its calls is in the model."""
+
     def __init__(self, model: nn.Module, graph: fx.Graph):
         self.model, self.graph = model, graph
         self.modules = dict(model.named_modules(remove_duplicate=False))
@@ -64,22 +70,26 @@ class _Reader:
                 self.calls[self.name(node)] = self.calls.get(self.name(node), 0) + 1
 
     def name(self, node: fx.Node) -> str:
+        """Return the name of the module that a node calls."""
         return self.names[id(self.modules[str(node.target)])]
 
     def module(self, node: fx.Node) -> nn.Module | None:
+        """Return the module that a node calls."""
         return self.modules[str(node.target)] if node.op == "call_module" else None
 
     def layers(self) -> Structure:
         """Return the order of the layers, and which of them depend on others."""
-        learned = self.learned()
+        learned, layered = self.learned(), self.learned(LAYERS)
         order: list[str] = []
         fed: set[str] = set()
+        above: set[str] = set()
         for node in self.graph.nodes:
-            if isinstance(self.module(node), CUTTABLE):
+            if isinstance(self.module(node), LAYERS):
                 name = self.name(node)
                 order += [name] if name not in order else []
                 fed |= {name} if any(parent in learned for parent in node.all_input_nodes) else set()
-        return Structure(tuple(order), frozenset(fed), frozenset(), "", None)
+                above |= {name} if any(parent in layered for parent in node.all_input_nodes) else set()
+        return Structure(tuple(order), frozenset(fed), frozenset(), "", None, above=frozenset(above))
 
     def layers_to(self, output: str | int | None) -> Structure:
         """Return the whole structure, seen from the scope's output."""
@@ -95,7 +105,7 @@ class _Reader:
                 end, end_node = chain[0], last
             elif "softmax" in squash:
                 raise ValueError(behind_softmax())
-        leading = frozenset(self.name(n) for n in self.ancestors(end_node) if isinstance(self.module(n), CUTTABLE))
+        leading = frozenset(self.name(n) for n in self.ancestors(end_node) if isinstance(self.module(n), LAYERS))
         errors = self.modules[chain[0]].out_features if chain else None
         assert errors is None or isinstance(errors, int)
         return replace(self.layers(), leading=leading, end=end, errors=errors, chain=tuple(chain), chain_end=chain_end)
@@ -153,26 +163,29 @@ class _Reader:
     def passing(self, node: fx.Node) -> str | None:
         """Return None for an operation that a product can't pass, its name if it squashes, "" if it only moves."""
         module = self.module(node)
-        if isinstance(module, _SQUASHING_MODULES):
+        if isinstance(module, SQUASHING_MODULES):
             return type(module).__name__.lower()
-        if isinstance(module, _MOVING_MODULES):
+        if isinstance(module, MOVING_MODULES):
             return ""
         name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
         if node.op in ("call_method", "call_function") and len(self.tensors(node)) == 1:
-            return name if name in _SQUASHES else "" if name in _MOVES else None
+            return name if name in SQUASHES else "" if name in MOVES else None
         return None
 
     def tensors(self, node: fx.Node) -> list[fx.Node]:
         """Return the inputs of an operation that carry data: no weights, no sizes as in ``x.view(x.size(0), -1)``."""
         return [p for p in node.all_input_nodes if p.op != "get_attr" and not _is_size(p)]
 
-    def learned(self) -> set[fx.Node]:
-        """Return the nodes whose value depends on a parameter."""
+    def learned(self, kinds: tuple[type[nn.Module], ...] = ()) -> set[fx.Node]:
+        """Return the nodes whose value depends on a parameter, or, if kinds are given, on a module of these kinds."""
         found: set[fx.Node] = set()
         for node in self.graph.nodes:
             module = self.module(node)
-            owns = module is not None and any(True for _ in module.parameters())
-            if node.op == "get_attr":
+            if kinds:
+                owns = module is not None and any(isinstance(m, kinds) for m in module.modules())
+            else:
+                owns = module is not None and any(True for _ in module.parameters())
+            if node.op == "get_attr" and not kinds:
                 owns = isinstance(operator.attrgetter(str(node.target))(self.model), nn.Parameter)
             if owns or any(parent in found for parent in node.all_input_nodes):
                 found.add(node)

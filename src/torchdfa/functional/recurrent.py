@@ -1,0 +1,309 @@
+"""Recurrent layers whose states are cut where they enter the recurrent weights, a run of steps at a time.
+
+A state takes two ways into the next: through the recurrent matrix, and, in an LSTM's cell and a GRU's gate, entry by
+entry. The first is what back-propagation through time spends its products on, and what is cut. The second stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+State = tuple[Tensor, Tensor | None]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One layer and direction of a recurrent module.
+
+    Attributes:
+        kind: ``"tanh"``, ``"relu"``, ``"lstm"`` or ``"gru"``.
+        inward: From the input, shape (gates · H, I).
+        across: From the state, shape (gates · H, H).
+        inward_bias: Shape (gates · H,), or None.
+        across_bias: Shape (gates · H,), or None.
+    """
+
+    kind: str
+    inward: Tensor
+    across: Tensor
+    inward_bias: Tensor | None
+    across_bias: Tensor | None
+
+    @property
+    def hidden(self) -> int:
+        """H, the size of the state."""
+        return self.across.shape[1]
+
+
+def kind_of(layer: nn.Module) -> str:
+    """Return the kind of a recurrent layer or cell."""
+    if isinstance(layer, (nn.LSTM, nn.LSTMCell)):
+        return "lstm"
+    if isinstance(layer, (nn.GRU, nn.GRUCell)):
+        return "gru"
+    assert isinstance(layer, (nn.RNN, nn.RNNCell))
+    return str(layer.nonlinearity)
+
+
+def weights_of(layer: nn.Module, suffix: str) -> Weights:
+    """Return the weights of one layer and direction (``"_l0"``, ``"_l0_reverse"``; ``""`` of a cell)."""
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    return Weights(kind_of(layer), *(getattr(layer, name + suffix, None) for name in names))  # type: ignore[arg-type]
+
+
+def suffixes(layer: nn.Module) -> list[list[str]]:
+    """Return the suffixes of the weights, a list of directions for each layer."""
+    if isinstance(layer, (nn.RNNCell, nn.LSTMCell, nn.GRUCell)):
+        return [[""]]
+    assert isinstance(layer, nn.RNNBase)
+    directions = ["", "_reverse"] if layer.bidirectional else [""]
+    return [[f"_l{i}{direction}" for direction in directions] for i in range(layer.num_layers)]
+
+
+def product(h: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return ``h Wᵀ + b`` for h (N, H), without gradients.
+
+    On processors torch multiplies float32 matrices by MKL, which on some of them is half as fast as oneDNN; torch's own
+    LSTM is oneDNN's.
+    """
+    if h.device.type == "cpu" and h.dtype == torch.float32 and _ONEDNN and not torch.compiler.is_compiling():
+        return torch.ops.mkldnn._linear_pointwise(h.contiguous(), weight.contiguous(), bias, "none", [], "")
+    return F.linear(h, weight, bias)
+
+
+class _Linear(Function):
+    """``h Wᵀ + b`` by :func:`product`, and its gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(h, weight)
+        ctx.biased = bias is not None
+        return product(h.flatten(0, -2), weight, bias).view(*h.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (e,) = (g.flatten(0, -2) for g in grad_outputs)
+        h, weight = ctx.saved_tensors
+        down = product(e, weight.T).view(h.shape) if ctx.needs_input_grad[0] else None
+        return down, product(e.T, h.flatten(0, -2).T), e.sum(0) if ctx.biased else None
+
+
+def linear(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return ``h Wᵀ + b``, shape (..., out), for h (..., in), by the fastest product there is."""
+    if h.device.type == "cpu" and _ONEDNN and h.dtype == weight.dtype == torch.float32:
+        if not (torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()):
+            return _Linear.apply(h, weight, bias)
+    return F.linear(h, weight, bias)
+
+
+class _Known(Function):
+    """``h Wᵀ + b`` where the value is known already, and ``h`` gets no error."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor | None, value: Tensor) -> Tensor:
+        ctx.save_for_backward(h)
+        ctx.biased = bias is not None
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (e,) = (g.flatten(0, -2) for g in grad_outputs)
+        (h,) = ctx.saved_tensors
+        return None, product(e.T, h.flatten(0, -2).to(e.dtype).T), e.sum(0) if ctx.biased else None, None
+
+
+def cut_steps(w: Weights, sums: Tensor, state: State, *, first: bool) -> tuple[Tensor, Tensor | None]:
+    """Run steps whose states are cut where they enter the recurrent weights.
+
+    Args:
+        w: Weights.
+        sums: What the inputs add to the gates, shape (T, N, gates · H).
+        state: That enters the first step: h and, of an LSTM, c; shapes (N, H).
+        first: Whether the state that enters the first step is cut as well.
+
+    Returns:
+        The outputs, shape (T, N, H); and, of an LSTM, c after every step, of the same shape.
+    """
+    h, c = (None if s is None else s.to(sums.dtype) for s in state)
+    assert h is not None
+    with torch.no_grad(), torch.autocast(sums.device.type, enabled=False):
+        # The values, step by step; all that is learned from is done for all steps at once below.
+        matrix = w.across.to(sums.dtype)
+        bias = None if w.across_bias is None else w.across_bias.to(sums.dtype)
+        entering, across = [], []
+        now, cell = h, c
+        for x in sums.unbind():
+            entering.append(now)
+            across.append(product(now, matrix, bias))
+            now, cell = _STEP[w.kind](x, across[-1], now, cell)
+    if first:
+        gates = _Known.apply(torch.stack(entering), w.across, w.across_bias, torch.stack(across))
+    else:
+        live = F.linear(h, w.across, w.across_bias).unsqueeze(0)
+        known = (
+            [_Known.apply(torch.stack(entering[1:]), w.across, w.across_bias, torch.stack(across[1:]))]
+            if len(sums) > 1
+            else []
+        )
+        gates = torch.cat([live, *known])
+    return _RUN[w.kind](sums, gates, h, c)
+
+
+def live_steps(w: Weights, x: Tensor, state: State) -> tuple[Tensor, Tensor | None]:
+    """Run steps as torch does, with back-propagation through time; c is that after the last step, (1, N, H)."""
+    parameters = [p for p in (w.inward, w.across, w.inward_bias, w.across_bias) if p is not None]
+    biased = w.inward_bias is not None
+    h, c = (None if s is None else s.unsqueeze(0) for s in state)
+    if w.kind == "lstm":
+        y, _, cell = torch.lstm(x, (h, c), parameters, biased, 1, 0.0, True, False, False)  # type: ignore[call-overload]
+        return y, cell
+    run = {"gru": torch.gru, "tanh": torch.rnn_tanh, "relu": torch.rnn_relu}[w.kind]
+    return run(x, h, parameters, biased, 1, 0.0, True, False, False)[0], None  # type: ignore[call-overload]
+
+
+def _lstm_step(x: Tensor, across: Tensor, h: Tensor, c: Tensor | None) -> State:
+    assert c is not None
+    i, f, g, o = (x + across).chunk(4, -1)
+    c = torch.addcmul(i.sigmoid() * g.tanh(), f.sigmoid(), c)
+    return o.sigmoid() * c.tanh(), c
+
+
+def _gru_step(x: Tensor, across: Tensor, h: Tensor, c: Tensor | None) -> State:
+    (xr, xz, xn), (hr, hz, hn) = x.chunk(3, -1), across.chunk(3, -1)
+    n = (xn + (xr + hr).sigmoid() * hn).tanh()
+    return torch.lerp(n, h, (xz + hz).sigmoid()), None
+
+
+def _rnn_step(squash: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], State]:
+    return lambda x, across, h, c: (squash(x + across), None)
+
+
+def _lstm_run(x: Tensor, across: Tensor, h: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    assert c is not None
+    i, f, g, o = (x + across).chunk(4, -1)
+    new, f = i.sigmoid() * g.tanh(), f.sigmoid()
+    cells = []
+    for fresh, kept in zip(new.unbind(), f.unbind(), strict=True):
+        c = torch.addcmul(fresh, kept, c)
+        cells.append(c)
+    after = torch.stack(cells)
+    return o.sigmoid() * after.tanh(), after
+
+
+def _gru_run(x: Tensor, across: Tensor, h: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    (xr, xz, xn), (hr, hz, hn) = x.chunk(3, -1), across.chunk(3, -1)
+    n, z = (xn + (xr + hr).sigmoid() * hn).tanh(), (xz + hz).sigmoid()
+    states = []
+    for fresh, kept in zip(n.unbind(), z.unbind(), strict=True):
+        h = torch.lerp(fresh, h, kept)
+        states.append(h)
+    return torch.stack(states), None
+
+
+def _rnn_run(squash: Callable[[Tensor], Tensor]) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    return lambda x, across, h, c: (squash(x + across), None)
+
+
+_STEP = {"lstm": _lstm_step, "gru": _gru_step, "tanh": _rnn_step(torch.tanh), "relu": _rnn_step(torch.relu)}
+_RUN = {"lstm": _lstm_run, "gru": _gru_run, "tanh": _rnn_run(torch.tanh), "relu": _rnn_run(torch.relu)}
+
+
+_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+# What runs one layer and direction: suffix, inputs (T, N, I), state, and after how many steps an LSTM's c is asked for;
+# to the outputs (T, N, H), and these c.
+Run = Callable[[str, Tensor, State, list[int]], tuple[Tensor, list[Tensor]]]
+
+
+def run_layers(
+    layer: nn.RNNBase, given: Tensor | PackedSequence, state: Any, run: Run
+) -> tuple[Tensor | PackedSequence, Any]:
+    """Do what a recurrent module does with its arguments, one layer and direction after another.
+
+    Args:
+        layer: ``nn.RNN``, ``nn.LSTM`` or ``nn.GRU``.
+        given: Its input, of any form that it takes.
+        state: Its initial state, or None.
+        run: Runs one layer and direction.
+
+    Returns:
+        What the module returns.
+    """
+    lengths = order = None
+    packed = isinstance(given, PackedSequence)
+    if packed:
+        x, lengths = pad_packed_sequence(given)
+        order = given.sorted_indices
+    else:
+        x = given
+    single = x.dim() == 2
+    if single:
+        x = x.unsqueeze(1)
+    elif layer.batch_first and not packed:
+        x = x.transpose(0, 1)
+    directions = 2 if layer.bidirectional else 1
+    size = (layer.num_layers * directions, x.shape[1], layer.hidden_size)
+    lstm = isinstance(layer, nn.LSTM)
+    states = (state if lstm else (state,)) if state is not None else (x.new_zeros(size),) * (2 if lstm else 1)
+    states = tuple(s.unsqueeze(1) if s.dim() == 2 else s for s in states)
+    ends: list[tuple[Tensor, Tensor | None]] = []
+    for i, names in enumerate(suffixes(layer)):
+        outputs = []
+        for j, name in enumerate(names):
+            k = i * directions + j
+            entering = states[0][k], states[1][k] if lstm else None
+            turned = _turn(x, lengths) if j else x
+            y, h, c = _ended(run, name, turned, entering, lengths)
+            outputs.append(_turn(y, lengths) if j else y)
+            ends.append((h, c))
+        x = torch.cat(outputs, -1) if directions == 2 else outputs[0]
+        if i < layer.num_layers - 1:
+            x = F.dropout(x, layer.dropout, layer.training)
+    last: Any = torch.stack([h for h, _ in ends])
+    if lstm:
+        last = (last, torch.stack([c for _, c in ends if c is not None]))
+    if single:
+        x, last = x.squeeze(1), tuple(s.squeeze(1) for s in last) if lstm else last.squeeze(1)
+    elif layer.batch_first and not packed:
+        x = x.transpose(0, 1)
+    if packed:
+        assert lengths is not None
+        whole = x if order is None else x.index_select(1, order)
+        sizes = lengths if order is None else lengths[order.cpu()]
+        data = pack_padded_sequence(whole, sizes)
+        return PackedSequence(data.data, data.batch_sizes, given.sorted_indices, given.unsorted_indices), last
+    return x, last
+
+
+def _ended(
+    run: Run, name: str, x: Tensor, entering: State, lengths: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Run one layer; return its outputs, and its state after the last step of every sequence."""
+    stops = [len(x)] if lengths is None else lengths.unique().tolist()
+    y, cells = run(name, x, entering, stops)
+    if lengths is None:
+        return y, y[-1], cells[0] if cells else None
+    length = lengths.to(x.device).view(-1, 1)
+    h = y.gather(0, (length - 1).expand(-1, y.shape[-1]).unsqueeze(0)).squeeze(0)
+    c = None
+    for stop, cell in zip(stops, cells, strict=False):
+        c = cell if c is None else torch.where(length >= stop, cell, c)
+    return y, h, c
+
+
+def _turn(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """Reverse every sequence of a batch (T, N, …), each within its own length."""
+    if lengths is None:
+        return x.flip(0)
+    step = torch.arange(len(x), device=x.device).unsqueeze(1)
+    length = lengths.to(x.device)
+    source = torch.where(step < length, length - 1 - step, step)
+    return x.gather(0, source.unsqueeze(-1).expand_as(x))

@@ -1,0 +1,280 @@
+"""What leads from a convolution's input to the output of the part of a network it lies in, as one convolution."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from torchdfa.feedback.conv import Conv, Geometry, Upsample
+from torchdfa.feedback.init import NoProductError
+from torchdfa.structure.trace import MOVING_MODULES, SQUASHES, SQUASHING_MODULES, Reader, UntraceableError, trace
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+# What leaves every position of a map where it is; eq. 7 of Han & Yoo 2019 ignores all of it.
+PASSING = (
+    *SQUASHING_MODULES,
+    *(m for m in MOVING_MODULES if m is not nn.Flatten),
+    *(nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+    *(nn.LocalResponseNorm, nn.Dropout2d, nn.Dropout3d),
+)
+_MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+_AVERAGE_POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+_PASSING_CALLS = SQUASHES | frozenset(
+    "dropout dropout1d dropout2d dropout3d batch_norm group_norm instance_norm contiguous clone float double to "
+    "type_as".split()
+)
+_SUMS = frozenset("add add_ iadd sub sub_ isub".split())
+# Outputs whose kernels are composed at a time.
+_CHUNK = 128
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Which input positions one output position depends on, one spatial dimension; see :class:`Geometry`."""
+
+    extent: int = 1
+    stride: int = 1
+    left: int = 0
+    right: int = 0
+
+    def through(self, kernel: int, stride: int, dilation: int, left: int, right: int) -> Reach:
+        """Return the reach after one more window."""
+        return Reach(
+            self.extent + (kernel - 1) * dilation * self.stride,
+            self.stride * stride,
+            self.left + left * self.stride,
+            self.right + right * self.stride,
+        )
+
+    def beside(self, other: Reach) -> Reach:
+        """Return the reach of a sum of two maps."""
+        left = max(self.left, other.left)
+        extent = left + max(self.extent - self.left, other.extent - other.left)
+        return Reach(extent, self.stride, left, extent - left + self.left + self.right - self.extent)
+
+
+@dataclass(frozen=True)
+class Path:
+    """The way from a convolution's input to a part's output, with everything but convolutions and pooling ignored.
+
+    Attributes:
+        name: The convolution.
+        inputs: Channels at its input.
+        outputs: Channels at the part's output.
+        reach: Receptive field of one output position, a spatial dimension.
+        compose: Applies the composed linear map, average pooling standing for any pooling, to (N, inputs, size...).
+    """
+
+    name: str
+    inputs: int
+    outputs: int
+    reach: tuple[Reach, ...]
+    compose: Callable[[Tensor], Tensor]
+
+    def geometry(self, groups: int, dilation: int | str, upsample: Upsample) -> Geometry:
+        """Return the geometry of a feedback convolution of three taps a dimension that stands for this path.
+
+        Args:
+            groups: Groups of channels.
+            dilation: Between taps; ``"matched"``: that which gives the receptive field of the path.
+            upsample: How strides are made up for.
+
+        Raises:
+            ValueError: The channels can't be divided into the groups.
+        """
+        if self.inputs % groups or self.outputs % groups:
+            raise ValueError(
+                f"groups={groups} at {self.name!r}: the error has {self.outputs} channels and the activation "
+                f"{self.inputs}, and both must be multiples of it."
+            )
+        kernel = tuple(3 if r.extent > 1 else 1 for r in self.reach)
+        steps = tuple(
+            max(1, (r.extent - 1) // 2) if dilation == "matched" else int(dilation) if k > 1 else 1
+            for r, k in zip(self.reach, kernel, strict=True)
+        )
+        stride = tuple(r.stride for r in self.reach)
+        pads = []
+        for r, k, d in zip(self.reach, kernel, steps, strict=True):
+            extent = d * (k - 1) + 1
+            before = (r.extent - extent) // 2
+            pads.append((r.left - before, r.right - (r.extent - extent - before)))
+        upsample = upsample if any(s > 1 for s in stride) else "transposed"
+        return Geometry(kernel, stride, steps, tuple(pads), groups, "zeros", upsample)
+
+    def product(self, geometry: Geometry, like: Tensor, most: int | None = None) -> Tensor:
+        """Return the composed kernels at a geometry's taps, channels block-diagonal: its weight, in full precision.
+
+        The error of one output position is sent back through the transposed convolutions; what arrives at the taps
+        is the kernel there. It is eq. 7 of Han & Yoo (2019) for convolutions.
+
+        Args:
+            geometry: As :meth:`geometry` makes it.
+            like: A tensor of the type and on the device to compute in.
+            most: Compose the kernels of at most so many outputs, evenly spaced.
+        """
+        places = [-(-r.left // r.stride) for r in self.reach]
+        starts = [o * r.stride - r.left for o, r in zip(places, self.reach, strict=True)]
+        size = [start + r.extent for start, r in zip(starts, self.reach, strict=True)]
+        step = 1 if most is None else -(-self.outputs // most)
+        rows = []
+        for channels in torch.arange(0, self.outputs, step, device=like.device).split(_CHUNK):
+            with torch.enable_grad():
+                x = like.new_zeros(len(channels), self.inputs, *size, requires_grad=True)
+                y = self.compose(x)
+                unit = torch.zeros_like(y)
+                own = torch.arange(len(channels), device=y.device)
+                unit[(own, channels, *places)] = 1
+                (kernel,) = torch.autograd.grad(y, x, unit)
+            taps = _taps(kernel, starts, [r.extent for r in self.reach], geometry)
+            group = channels // (self.outputs // geometry.groups)
+            rows.append(taps.unflatten(1, (geometry.groups, -1))[own, group])
+        return torch.cat(rows)
+
+
+def _taps(kernel: Tensor, starts: list[int], extents: list[int], geometry: Geometry) -> Tensor:
+    """Pick the taps of a geometry, centred on the composed kernel; those that lie outside it are zero."""
+    whole = zip(starts, extents, geometry.kernel, geometry.dilation, geometry.extent, strict=True)
+    for dim, (start, extent, taps, step, reach) in enumerate(whole, start=2):
+        position = (extent - reach) // 2 + step * torch.arange(taps, device=kernel.device)
+        inside = (position >= 0) & (position < extent)
+        kernel = kernel.index_select(dim, start + position.clamp(0, extent - 1))
+        kernel = kernel * inside.to(kernel.dtype).view(-1, *[1] * (kernel.dim() - dim - 1))
+    return kernel
+
+
+class Paths:
+    """The paths through one part of a network.
+
+    Args:
+        part: A module that takes a map and returns one.
+
+    Raises:
+        NoProductError: Its forward can't be traced.
+    """
+
+    def __init__(self, part: nn.Module):
+        try:
+            self.reader = Reader(part, trace(part))
+        except UntraceableError as error:
+            raise NoProductError(
+                f"the way through {type(part).__name__} can't be read, since its forward can't be traced ({error})."
+            ) from error
+
+    def path(self, name: str, shown: str) -> Path:
+        """Return the path from the convolution ``name``, which messages call ``shown``.
+
+        Raises:
+            NoProductError: Something other than convolutions, norms, activations, dropout, pooling and sums lies on
+                the way, or the convolution is called more than once.
+        """
+        reader = self.reader
+        if reader.calls.get(name) != 1:
+            raise NoProductError(f"{shown!r} is called {reader.calls.get(name, 0)} times in its module.")
+        layer = reader.modules[name]
+        assert isinstance(layer, CONVOLUTIONS)
+        dims = len(layer.kernel_size)
+        start = next(n for n in reader.graph.nodes if n.op == "call_module" and reader.name(n) == name)
+        found: dict[fx.Node, tuple[Reach, ...]] = {}
+        steps: list[tuple[fx.Node, list[fx.Node], Callable[..., Tensor]]] = []
+        channels = layer.in_channels
+        for node in reader.graph.nodes:
+            above = [p for p in node.all_input_nodes if p in found and not _is_shape(node)]
+            if node is not start and not above:
+                continue
+            if node.op == "output":
+                break
+            below = found[above[0]] if above else (Reach(),) * dims
+            module = reader.module(node)
+            call = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+            if isinstance(module, CONVOLUTIONS):
+                found[node] = _through(below, Geometry.of(module))
+                steps.append((node, above, _linear(module)))
+                channels = module.out_channels
+            elif isinstance(module, (*_MAX_POOLS, *_AVERAGE_POOLS)):
+                window = _window(module, dims, shown)
+                found[node] = _through(below, window)
+                steps.append((node, above, _average(window)))
+            elif isinstance(module, PASSING) or (module is None and call in _PASSING_CALLS):
+                found[node] = below
+                steps.append((node, above, lambda x: x))
+            elif module is None and call in _SUMS:
+                for other in above[1:]:
+                    if [r.stride for r in found[other]] != [r.stride for r in below]:
+                        raise NoProductError(f"{node.name!r} adds maps of different strides above {shown!r}.")
+                    below = tuple(a.beside(b) for a, b in zip(below, found[other], strict=True))
+                found[node] = below
+                steps.append((node, above, _sum if "sub" not in call else _difference))
+            else:
+                what = (
+                    f"{reader.name(node)!r} is a {type(module).__name__}"
+                    if module is not None
+                    else f"{node.name!r} lies between"
+                )
+                raise NoProductError(
+                    f"feedback to {shown!r}, a {type(layer).__name__}, is a convolution that stands for what leads to "
+                    f"its module's output; but {what}, which no convolution stands for. Choose modules=, parts of the "
+                    "network of convolutions, norms, activations, pooling and sums alone; or give this one BP."
+                )
+        else:
+            raise AssertionError("a graph has an output")
+        (value,) = node.args
+        if value not in found:
+            raise NoProductError(f"{shown!r} does not lead to the one output of its module.")
+        end = value
+
+        def compose(x: Tensor) -> Tensor:
+            values: dict[fx.Node, Tensor] = {}
+            for node, above, apply in steps:
+                values[node] = apply(*(values[p] for p in above)) if above else apply(x)
+            return values[end]
+
+        return Path(shown, layer.in_channels, channels, found[end], compose)
+
+
+def _through(reach: tuple[Reach, ...], g: Geometry) -> tuple[Reach, ...]:
+    each = zip(reach, g.kernel, g.stride, g.dilation, g.pads, strict=True)
+    return tuple(r.through(k, s, d, left, right) for r, k, s, d, (left, right) in each)
+
+
+def _linear(layer: Conv) -> Callable[[Tensor], Tensor]:
+    def apply(x: Tensor) -> Tensor:
+        return layer._conv_forward(x, layer.weight.detach().to(x.dtype), None)
+
+    return apply
+
+
+def _window(pool: nn.Module, dims: int, shown: str) -> Geometry:
+    each: dict[str, Any] = {
+        name: value if isinstance(value := getattr(pool, name, 1), tuple) else (value,) * dims
+        for name in ("kernel_size", "stride", "padding", "dilation")
+    }
+    if pool.ceil_mode or set(each["dilation"]) != {1}:
+        raise NoProductError(f"pooling with ceil_mode or dilation lies above {shown!r}, for which nothing stands.")
+    return Geometry(each["kernel_size"], each["stride"], each["dilation"], tuple((p, p) for p in each["padding"]))
+
+
+def _average(g: Geometry) -> Callable[[Tensor], Tensor]:
+    pool: Any = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}[len(g.kernel)]
+
+    def apply(x: Tensor) -> Tensor:
+        return pool(x, g.kernel, g.stride, tuple(left for left, _ in g.pads))
+
+    return apply
+
+
+def _sum(*maps: Tensor) -> Tensor:
+    return maps[0] if len(maps) == 1 else operator.add(*maps)
+
+
+def _difference(*maps: Tensor) -> Tensor:
+    raise NoProductError("a difference of maps lies on the way, which nothing stands for.")
+
+
+def _is_shape(node: fx.Node) -> bool:
+    return node.op == "call_method" and node.target == "size"
