@@ -18,7 +18,8 @@ from torchdfa.online import NonFiniteLossError, OnlineHead
 from torchdfa.online.update import gradient_norm, update_bias
 
 SIZES = (6, 9, 8, 4)
-LEARNING = {i: r for i, r in RULES.items() if not isinstance(r, dfa.Frozen)}
+FIXED = (dfa.BP, dfa.FA, dfa.DFA, dfa.BDFA, dfa.WeightMirror)  # CDFA and CBDFA are DFA and BDFA
+LEARNING = {i: r for i, r in RULES.items() if isinstance(r, FIXED)}
 learning = pytest.mark.parametrize("rule", LEARNING.values(), ids=LEARNING.keys())
 OPTIONS = {
     "plain": {},
@@ -105,6 +106,14 @@ def test_in_float32_it_agrees_to_rounding(rule, options):
         head.step(x, y)
     by_autograd(plain, rule, batches, seed=3, **{**kept, "lr": 0.01})
     agree(head, plain, {"rtol": 1e-4, "atol": 2e-6})
+
+
+@pytest.mark.parametrize("name", [i for i, r in RULES.items() if not isinstance(r, (*FIXED, dfa.Frozen))])
+def test_rules_of_other_feedback_are_refused(name):
+    net = OnlineHead(SIZES, lr=0.1).net
+    with pytest.raises(ValueError, match=r"expected BP, FA|Expected a rule of fixed feedback|cuts nothing|convert: "):
+        OnlineHead(net, rule=RULES[name], lr=0.1)
+    dfa.convert(net, dfa.DFA())  # and nothing is left of the attempt
 
 
 def test_the_rules_differ():

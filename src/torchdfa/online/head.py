@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torchdfa.convert import conversion_of, convert, cut_of, is_converted, revert
+from torchdfa.feedback import Feedback
 from torchdfa.online.layers import Activation, build_network, read_layers
 from torchdfa.online.update import gradient_norm, update_bias
 from torchdfa.ops import sgd_update
@@ -117,7 +118,12 @@ class OnlineHead:
                     "keep it, or revert that network."
                 )
             convert(net, rule)
-        self._check_feedback()
+        try:
+            self._check_feedback()
+        except ValueError:
+            if rule is not None:
+                revert(net)
+            raise
 
     def __repr__(self) -> str:
         shape = "-".join(map(str, self.sizes))
@@ -411,11 +417,21 @@ class OnlineHead:
         return x.detach().to(self._weight)
 
     def _check_feedback(self) -> None:
+        rules = conversion_of(self.net).rules.values() if is_converted(self.net) else ()
+        if modular := next((type(rule).__name__ for rule in rules if rule.modular), None):
+            raise ValueError(
+                f"OnlineHead: {modular} sends errors within modules; expected BP, FA, DFA, BDFA, CDFA, CBDFA."
+            )
         for layer in self._layers[1:]:
             cut = cut_of(layer.linear)
             if cut is None:
                 continue
             feedback, local = cut
+            if type(feedback).reads is not Feedback.reads:
+                raise ValueError(
+                    f"OnlineHead: the feedback at {layer.name!r}, a {type(feedback).__name__}, learns or reads weights "
+                    "or outputs. Expected a rule of fixed feedback: BP, FA, DFA, BDFA, CDFA, CBDFA."
+                )
             outputs = layer.linear.out_features if local else self.sizes[-1]
             if (feedback.errors, feedback.features) != (outputs, layer.linear.in_features):
                 raise ValueError(
