@@ -293,8 +293,8 @@ def report(out: Path, curves: dict[Run, Curve], data: dict[str, Tensor], options
         "![Accuracy on held-out images against samples seen](stream.png)",
         "",
         f"CIFAR-10 images, upscaled to {options.size} pixels, through EfficientNet-Lite0 (ImageNet weights, left as "
-        f"they are) to {FEATURES} features: {options.images:,} in the stream, each learned once; {options.validation:,} "
-        f"for the search of rates; {options.test:,} to test on.",
+        f"they are) to {FEATURES} features: {options.images:,} in the stream, each learned once; "
+        f"{options.validation:,} for the search of rates; {options.test:,} to test on.",
         f"Head {FEATURES}-{hidden}-{CLASSES}, ReLU, SGD without momentum or decay, one sample a step; with the memory "
         f"each new sample is learned beside {REPLAYED} of {options.memory} remembered ones.",
         f"Learning rates searched from {RATES[0]:g} to {RATES[-1]:g} by factors of three, further where the best lay "

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 import torchdfa
-from torchdfa import rules
 from torchdfa.convert import conversion_of, cut_of, is_converted
 from torchdfa.online.head import OnlineHead
 from torchdfa.online.layers import build, describe
@@ -87,7 +86,7 @@ def _rule_data(rule: Rule) -> dict[str, Any]:
 def _read_rule(path: Path, data: Mapping[str, Any]) -> Rule:
     settings = dict(data)
     name = settings.pop("rule")
-    kind = getattr(rules, name, None) if name in torchdfa.__all__ else None
+    kind = getattr(torchdfa, name) if name in torchdfa.__all__ else None
     if not (isinstance(kind, type) and issubclass(kind, Rule)):
         raise ValueError(
             f"{path} was trained by the rule {name!r}, which is none of torchdfa's: pass it as load(path, rule=...)."
