@@ -10,7 +10,12 @@ from torchdfa.experiments import EXPERIMENTS, write_page
 from torchdfa.experiments.results import Results
 
 ROOT = Path(__file__).parent.parent
-RECORDS = sorted(path.parent for path in (ROOT / "records").glob("*/results.csv"))
+# Those of experiments; others have CSVs of their own.
+RECORDS = sorted(
+    path.parent
+    for path in (ROOT / "records").glob("*/results.csv")
+    if path.read_text(encoding="utf-8").startswith("experiment,")
+)
 REPRODUCED = [folder for folder in RECORDS if any((folder / f"{name}.md").exists() for name in EXPERIMENTS)]
 
 
