@@ -7,15 +7,10 @@ from pathlib import Path
 import pytest
 
 from torchdfa.experiments import EXPERIMENTS, write_page
-from torchdfa.experiments.results import Results
+from torchdfa.experiments.results import Results, find_results
 
 ROOT = Path(__file__).parent.parent
-# Those of experiments; others have CSVs of their own.
-RECORDS = sorted(
-    path.parent
-    for path in (ROOT / "records").glob("*/results.csv")
-    if path.read_text(encoding="utf-8").startswith("experiment,")
-)
+RECORDS = [results.path.parent for results in find_results(ROOT / "records")]
 REPRODUCED = [folder for folder in RECORDS if any((folder / f"{name}.md").exists() for name in EXPERIMENTS)]
 
 

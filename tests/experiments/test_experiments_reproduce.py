@@ -193,6 +193,8 @@ def test_runs_of_the_same_settings_are_taken_over(pretend, tmp_path):
     ran = pretend(lambda cell: bump(cell, 0.05))
     run("table1", tmp_path / "a" / "table1", rows=("BP", "Conv-only", "CBDFA (9)"))
     before = len(ran)
+    (tmp_path / "a" / "other").mkdir()
+    (tmp_path / "a" / "other" / "results.csv").write_text("features,scenario\nanother,program's\n")
     run("table2", tmp_path / "table2", reuse=str(tmp_path / "a"))
     assert {c.method for c in ran[before:]} == {"BP, augmented", "CBDFA (9), augmented", "Conv-only, augmented"}
     taken = [run[0] for run in Results(tmp_path / "table2" / "results.csv").read().values() if run[0].method == "BP"]

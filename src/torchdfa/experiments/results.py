@@ -178,6 +178,12 @@ class Results:
         write_atomically(self.path, lambda file: file.write(text.getvalue().encode()))
 
 
+def find_results(folder: Path) -> list[Results]:
+    """Return the results of all experiments at and below a folder; other programs' files of that name are left out."""
+    paths = sorted(folder.rglob("results.csv"))
+    return [Results(path) for path in paths if path.read_bytes().startswith(f"{_FIELDS[0]},".encode())]
+
+
 def rows_of(cell: Cell, history: Sequence[EpochResult], problem: str, train_size: int) -> list[Row]:
     """Return the rows of a run; one row with epoch 0 where it has no epoch."""
     config = cell.config

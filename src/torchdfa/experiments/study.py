@@ -20,7 +20,7 @@ from typing import Any
 
 from torchdfa.experiments.methods import seeded
 from torchdfa.experiments.progress import Watch
-from torchdfa.experiments.results import Cell, Results, Row, score
+from torchdfa.experiments.results import Cell, Results, Row, find_results, score
 from torchdfa.experiments.runner import Workers, run_cells
 from torchdfa.experiments.search import beyond
 from torchdfa.rules import Rule
@@ -156,18 +156,20 @@ def run_study(
     # Of each line the score of each trial.
     scores: dict[str, dict[Trial, float]] = {line.name: {} for line in lines}
     known = _known(reuse)
+    results = Results(out / "results.csv")
 
     def run(asked: Iterable[tuple[Line, Trial]], seed: int | None = None) -> None:
         wanted: dict[str, tuple[Line, Trial]] = {}
         cells = []
+        finished = results.read() if known else {}
         for line, trial in asked:
             phase, validation = ("search", line.budget.validation) if seed is None else ("final", 0)
             config = line.settings(trial, seed or 0, validation)
             cell = Cell(experiment, line.name, phase, config, scale, angles and phase == "final")
             wanted[cell.key] = line, trial
             cells.append(cell)
-            if cell.key in known and not cell.angles:
-                Results(out / "results.csv").adopt(cell, known[cell.key])
+            if cell.key in known and cell.key not in finished and not cell.angles:
+                results.adopt(cell, known[cell.key])
         for cell, rows in run_cells(cells, out, workers):
             line, trial = wanted[cell.key]
             if seed is None:
@@ -240,10 +242,10 @@ def _known(folder: Path | None) -> dict[str, list[Row]]:
     """Read all runs of the experiments at and below a folder."""
     if folder is None:
         return {}
-    paths = sorted(folder.rglob("results.csv"))
-    if not paths:
+    found = find_results(folder)
+    if not found:
         raise ValueError(f"there is no results.csv in or below {folder}. Give a folder of experiments that were run.")
-    return {key: run for path in paths for key, run in Results(path).read().items()}
+    return {key: run for results in found for key, run in results.read().items()}
 
 
 def _tidy(out: Path, order: Sequence[str]) -> None:

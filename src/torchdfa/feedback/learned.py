@@ -5,19 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from torchdfa.feedback.base import Feedback
 from torchdfa.feedback.conv import ConvFeedback
 from torchdfa.feedback.dense import DenseFeedback
 
 
-class KolenPollackFeedback(DenseFeedback):
-    """A dense feedback whose gradient is ``eᵀ h``: an optimizer changes it as it changes the weights.
-
-    With the layer itself as the scope that is the gradient of the layer's weights, and weight decay draws the two
-    together (Kolen & Pollack 1994; Akrout et al. 2019). With the network as the scope the feedback grows along the
-    correlation of the output's error with the activation (Webster et al. 2021).
-    """
+class _Learned(Feedback):
+    """What feedback that learns has in common: its weight is a parameter, and it reads the activation."""
 
     learns = True
+    weight: Tensor
 
     def _hold(self, weight: Tensor) -> None:
         self.weight = nn.Parameter(weight)
@@ -25,6 +22,19 @@ class KolenPollackFeedback(DenseFeedback):
     def reads(self, h: Tensor, output: Tensor) -> tuple[Tensor, ...]:
         """Return the feedback's weight and the activation."""
         return self.weight, h.detach()
+
+    def dense(self) -> Tensor:
+        """Return B, in the shape in which it is kept."""
+        return self.weight.detach()
+
+
+class KolenPollackFeedback(_Learned, DenseFeedback):
+    """A dense feedback whose gradient is ``eᵀ h``: an optimizer changes it as it changes the weights.
+
+    With the layer itself as the scope that is the gradient of the layer's weights, and weight decay draws the two
+    together (Kolen & Pollack 1994; Akrout et al. 2019). With the network as the scope the feedback grows along the
+    correlation of the output's error with the activation (Webster et al. 2021).
+    """
 
     def carry(self, e: Tensor, shape: torch.Size, *reads: Tensor) -> Tensor:
         """Return ``e @ B`` in the activation's shape."""
@@ -34,26 +44,13 @@ class KolenPollackFeedback(DenseFeedback):
         """Return ``eᵀ h``, shape (K, H)."""
         return e.reshape(-1, self.errors).T @ reads[1].reshape(-1, self.features).to(e.dtype)
 
-    def dense(self) -> Tensor:
-        """Return B, shape (K, H)."""
-        return self.weight.detach()
-
     def project(self, h: Tensor, output: torch.Size | None = None) -> Tensor:
         """Return ``h @ Bᵀ``."""
         return h.reshape(-1, self.features) @ self.weight.to(h.dtype).T
 
 
-class KolenPollackConvFeedback(ConvFeedback):
+class KolenPollackConvFeedback(_Learned, ConvFeedback):
     """A convolution's transpose whose kernel has the gradient of the convolution's own."""
-
-    learns = True
-
-    def _hold(self, weight: Tensor) -> None:
-        self.weight = nn.Parameter(weight)
-
-    def reads(self, h: Tensor, output: Tensor) -> tuple[Tensor, ...]:
-        """Return the feedback's weight and the activation."""
-        return self.weight, h.detach()
 
     def carry(self, e: Tensor, shape: torch.Size, *reads: Tensor) -> Tensor:
         """Return the error at the convolution's input, of the given shape, for the error ``e`` at its output."""
@@ -62,7 +59,3 @@ class KolenPollackConvFeedback(ConvFeedback):
     def gradient(self, e: Tensor, *reads: Tensor) -> Tensor:
         """Return the gradient of the convolution's weights, in the shape of B."""
         return self.correlate(e, reads[1])
-
-    def dense(self) -> Tensor:
-        """Return B, the kernel."""
-        return self.weight.detach()

@@ -14,20 +14,20 @@ class Scale:
         train_size: Training images; None for all.
         epochs: Passes.
         seeds: Runs at the best trial.
-        carried: How many learning rates are searched around the best of a smaller run, where one is given.
+        around: Search rates around the best of a smaller run, where one is given; otherwise that rate is taken as it is.
     """
 
     width: float
     train_size: int | None
     epochs: int
     seeds: int
-    carried: int
+    around: bool
 
 
 SCALES = {
-    "small": Scale(0.25, 5000, 20, 5, 7),
-    "medium": Scale(0.25, None, 20, 3, 3),
-    "paper": Scale(1.0, None, 50, 5, 1),
+    "small": Scale(0.25, 5000, 20, 5, True),
+    "medium": Scale(0.25, None, 20, 3, True),
+    "paper": Scale(1.0, None, 50, 5, False),
 }
 
 

@@ -58,6 +58,11 @@ class Standing:
         """Mean test accuracy after each epoch."""
         return [stats.fmean(values) for values in zip(*([r.test_top1 for r in run] for run in self.whole), strict=True)]
 
+    def paired(self, other: Standing) -> list[tuple[float, float]]:
+        """Return this line's test accuracy and another one's at every seed at which both have a whole run."""
+        theirs = {run[-1].seed: run[-1].test_top1 for run in other.whole}
+        return [(run[-1].test_top1, theirs[run[-1].seed]) for run in self.whole if run[-1].seed in theirs]
+
 
 def standings(experiment: Experiment, folder: Path) -> list[Standing]:
     """Read what every line that has runs came to, in the table's order.
@@ -172,8 +177,7 @@ def _cells(s: Standing, found: Sequence[Standing], paper: Reported) -> tuple[str
 def _against(s: Standing, other: Standing | None) -> tuple[str, str]:
     if other is None:
         return "", ""
-    theirs = {run[-1].seed: run[-1].test_top1 for run in other.whole}
-    pairs = [(run[-1].test_top1, theirs[run[-1].seed]) for run in s.whole if run[-1].seed in theirs]
+    pairs = s.paired(other)
     if not pairs:
         return "", ""
     difference = f"{stats.fmean(a - b for a, b in pairs):+.2f}"

@@ -72,7 +72,7 @@ def by_size(folder: Path, found: Sequence[Standing], paper: Reported) -> Any:
         style: dict[str, Any] = {"color": COLORS.get(name), "marker": "o", "ms": 4, "capsize": 2, "label": name}
         left.errorbar(sizes, *_mean_and_deviation(rows), **style)
         known = [s for s in rows if s.whole[0][0].train_size in reference and name != "BP"]
-        differences = [_differences(s, reference[s.whole[0][0].train_size]) for s in known]
+        differences = [[a - b for a, b in s.paired(reference[s.whole[0][0].train_size])] for s in known]
         pairs = [(s.whole[0][0].train_size, d) for s, d in zip(known, differences, strict=True) if d]
         if pairs:
             right.errorbar(
@@ -135,11 +135,6 @@ def _shade(layer: str, layers: Sequence[str], trunk: Sequence[str]) -> Any:
 def _mean_and_deviation(rows: Sequence[Standing]) -> tuple[list[float], list[float]]:
     values = [[run[-1].test_top1 for run in s.whole] for s in rows]
     return [stats.fmean(v) for v in values], [stats.stdev(v) if len(v) > 1 else 0.0 for v in values]
-
-
-def _differences(s: Standing, other: Standing) -> list[float]:
-    theirs = {run[-1].seed: run[-1].test_top1 for run in other.whole}
-    return [run[-1].test_top1 - theirs[run[-1].seed] for run in s.whole if run[-1].seed in theirs]
 
 
 def _title(found: Sequence[Standing], size: bool = True) -> str:

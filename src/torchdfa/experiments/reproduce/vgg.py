@@ -78,7 +78,7 @@ def vgg_line(
     if config.rates_from is None or not asked or (size is not None and size <= _SMALL):
         return line
     best = _best(Path(config.rates_from), source or name)
-    rates = (best.lr / 2, best.lr, 2 * best.lr) if scale.carried > 1 else (best.lr,)
+    rates = (best.lr / 2, best.lr, 2 * best.lr) if scale.around else (best.lr,)
     carried = replace(budget, lrs=rates, more=0, widenings=0)
     return replace(line, budget=carried, start=line.trial(best))
 
