@@ -14,7 +14,7 @@ class Scale:
         train_size: Training images; None for all.
         epochs: Passes.
         seeds: Runs at the best trial.
-        around: Search rates around the best of a smaller run, where one is given; otherwise that rate is taken as it is.
+        around: Search around the best rate of a smaller run, where one is given; otherwise that rate is taken.
     """
 
     width: float
