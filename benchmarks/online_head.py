@@ -4,8 +4,8 @@
 
 Every candidate is the same network with momentum and weight decay, one thread; candidates take turns in one process,
 medians of CPU time. All is measured twice, in processes without and with THP_MEM_ALLOC_ENABLE=1: then torch asks for
-huge pages, which spares autograd most page faults on gradients that it allocates anew in every step. Peak memory is the
-rise of resident memory in a process of its own.
+huge pages, which spares autograd most page faults on gradients that it allocates anew in every step. Memory is resident
+memory of a process of its own, over that before the network was made (Linux).
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import json
 import multiprocessing
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -53,22 +52,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=12, help="budget of each workload, once for each setting")
     parser.add_argument("--csv", type=Path, help="also write all figures here")
+    parser.add_argument("--only", choices=("time", "memory"), help="measure just this; by default both")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         print(json.dumps(times(options.seconds)))
         return
     found: dict[str, list[dict[str, Any]]] = {}
-    for pages in ("default", "huge pages"):
+    for pages in ("default", "huge pages") if options.only != "memory" else ():
         environment = {k: v for k, v in os.environ.items() if k != "THP_MEM_ALLOC_ENABLE"}
         environment |= {"THP_MEM_ALLOC_ENABLE": "1"} if pages == "huge pages" else {}
         command = [sys.executable, __file__, "--child", "--seconds", str(options.seconds)]
         out = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
         found[pages] = json.loads(out.splitlines()[-1])
         show_times(pages, found[pages])
-    kept = [check(found["default"], *promise) for promise in PROMISES]
-    peaks = memory()
-    kept.append(show_memory(peaks))
+    kept = [check(found["default"], *promise) for promise in PROMISES] if found else []
+    peaks = memory() if options.only != "time" else {}
+    kept += [show_memory(peaks)] if peaks else []
     print(f"\npromises kept: {sum(kept)} of {len(kept)}")
     if options.csv:
         write(options.csv, found, peaks)
@@ -156,9 +156,8 @@ def check(rows: list[dict[str, Any]], sizes: tuple[int, ...], batch: int, of: st
     return kept
 
 
-def peak(candidate: str, batch: int, momentum: float) -> int:
-    """Return the rise of resident memory, in bytes, over five steps."""
-    import psutil
+def peak(candidate: str, batch: int, momentum: float) -> tuple[int, int]:
+    """Return resident memory that is kept between steps, and its highest during five of them, in bytes."""
     import torch
     from torch.nn import functional as F
 
@@ -166,54 +165,69 @@ def peak(candidate: str, batch: int, momentum: float) -> int:
 
     torch.set_num_threads(1)
     settings = {**SETTINGS, "momentum": momentum}
-    rule = {"BP": None, "BDFA": dfa.BDFA()}.get(candidate.split()[-1])
+    rule = {"head BP": None, "head BDFA": dfa.BDFA()}.get(candidate)
+    fused = {"fused": True} if candidate == PEER else {"foreach": True}
 
-    def five_steps(sizes: tuple[int, ...]) -> None:
+    def stepper(sizes: tuple[int, ...]) -> Callable[[], object]:
         x, y = torch.randn(batch, sizes[0]), torch.randint(0, sizes[-1], (batch,))
-        if candidate != PEER:
-            head = dfa.OnlineHead(sizes, rule=rule, **settings)
-            for _ in range(5):
-                head.step(x, y)
-            return
-        net = dfa.OnlineHead(sizes, lr=0.0).net
-        optimizer = torch.optim.SGD(net.parameters(), **settings, fused=True)
-        for _ in range(5):
-            optimizer.zero_grad()
-            F.cross_entropy(net(x), y).backward()
+        head = dfa.OnlineHead(sizes, rule=rule, **settings)
+        if candidate.startswith("head"):
+            return partial(head.step, x, y)
+        optimizer = torch.optim.SGD(head.net.parameters(), **settings, **fused)
+
+        def step() -> None:
+            F.cross_entropy(head.net(x), y).backward()
             optimizer.step()
+            optimizer.zero_grad()
 
-    five_steps((64, 64, 64, 64))  # loads the kernels' code
-    before = psutil.Process().memory_info().rss
-    five_steps(LARGE)
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        return step
+
+    small = stepper((64, 64, 64, 64))
+    for _ in range(5):  # loads the kernels' code
+        small()
+    before = _memory("VmRSS")
+    step = stepper(LARGE)
+    step()  # makes the momentum
+    kept = _memory("VmRSS") - before
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the highest so far: building is not measured
+    for _ in range(5):
+        step()
+    return kept, _memory("VmHWM") - before
 
 
-def memory() -> dict[tuple[int, float, str], float]:
-    """Return the median peak of three processes each, in bytes."""
+def _memory(name: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return 1024 * int(line.split()[1])
+
+
+Peaks = dict[tuple[int, float, str], tuple[float, float]]
+
+
+def memory() -> Peaks:
+    """Return what is kept and the peak, in bytes: medians of three processes each."""
     # Blocks that are freed go back to the system at once: resident memory is then what is in use.
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
     os.environ.pop("THP_MEM_ALLOC_ENABLE", None)
-    found: dict[tuple[int, float, str], float] = {}
+    found: Peaks = {}
     context = multiprocessing.get_context("spawn")
     for batch, momentum in ((1, 0.9), (1, 0.0), (32, 0.9)):
-        for candidate in (PEER, "head BP", "head BDFA"):
+        for candidate in (PEER, f"{PEER}, SGD's default", "head BP", "head BDFA"):
             values = []
             for _ in range(3):
                 with context.Pool(1) as pool:
                     values.append(pool.apply(peak, (candidate, batch, momentum)))
-            found[batch, momentum, candidate] = statistics.median(values)
+            found[batch, momentum, candidate] = tuple(map(statistics.median, zip(*values, strict=True)))  # type: ignore[assignment]
     return found
 
 
-def show_memory(peaks: dict[tuple[int, float, str], float]) -> bool:
+def show_memory(peaks: Peaks) -> bool:
     """Print a table of peak memory, and return whether its promise is kept."""
-    print(f"\npeak memory of a step, {'-'.join(map(str, LARGE))}, parameters and momentum included")
-    for (batch, momentum, candidate), value in peaks.items():
-        ratio = value / peaks[batch, momentum, PEER]
-        print(
-            f"  batch {batch:2}, momentum {momentum}: {candidate:10} {value / 2**20:6.0f} MiB   {ratio:.3f} × autograd"
-        )
-    ratio = peaks[1, 0.9, "head BDFA"] / peaks[1, 0.9, PEER]
+    print(f"\nresident memory, {'-'.join(map(str, LARGE))}: kept between steps, and the highest within one")
+    for (batch, momentum, candidate), (kept, highest) in peaks.items():
+        ratio = highest / peaks[batch, momentum, PEER][1]
+        both = f"{kept / 2**20:5.0f} MiB {highest / 2**20:5.0f} MiB"
+        print(f"  batch {batch:2}, momentum {momentum}: {candidate:23} {both}   {ratio:.3f} × autograd")
+    ratio = peaks[1, 0.9, "head BDFA"][1] / peaks[1, 0.9, PEER][1]
     kept = ratio <= MEMORY_PROMISE
     print(f"{_word(kept)} {ratio:.3f}, promised {MEMORY_PROMISE} at batch 1")
     return kept
@@ -223,7 +237,7 @@ def _word(kept: bool) -> str:
     return "kept    " if kept else "NOT KEPT"
 
 
-def write(file: Path, found: dict[str, list[dict[str, Any]]], peaks: dict[tuple[int, float, str], float]) -> None:
+def write(file: Path, found: dict[str, list[dict[str, Any]]], peaks: Peaks) -> None:
     """Write all figures as one tidy CSV."""
     with open(file, "w", newline="") as opened:
         writer = csv.writer(opened, lineterminator="\n")
@@ -233,9 +247,10 @@ def write(file: Path, found: dict[str, list[dict[str, Any]]], peaks: dict[tuple[
                 for name, seconds in row["seconds"].items():
                     sizes = "-".join(map(str, row["sizes"]))
                     writer.writerow(("time", pages, sizes, row["batch"], 0.9, name, f"{1000 * seconds:.4f}", "ms"))
-        for (batch, momentum, candidate), value in peaks.items():
-            sizes = "-".join(map(str, LARGE))
-            writer.writerow(("peak memory", "default", sizes, batch, momentum, candidate, round(value), "bytes"))
+        sizes = "-".join(map(str, LARGE))
+        for (batch, momentum, candidate), values in peaks.items():
+            for measure, value in zip(("memory kept", "peak memory"), values, strict=True):
+                writer.writerow((measure, "default", sizes, batch, momentum, candidate, round(value), "bytes"))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torchdfa.convert import conversion_of, convert, cut_of, is_converted, revert
 from torchdfa.feedback import Feedback
 from torchdfa.online.layers import Activation, build_network, read_layers
+from torchdfa.online.linear import linear, through
 from torchdfa.online.update import gradient_norm, update_bias
 from torchdfa.ops import sgd_update
 from torchdfa.rules import Rule
@@ -216,7 +217,7 @@ class OnlineHead:
             x = x if mask is None else x * mask
             inputs.append(x)
             masks.append(mask)
-            x = layer.activate(F.linear(x, layer.linear.weight, layer.linear.bias))
+            x = layer.activate(linear(x, layer.linear.weight, layer.linear.bias))
             values.append(x)
         return inputs, values, masks
 
@@ -245,10 +246,10 @@ class OnlineHead:
         """Return the error at the sums of each layer from ``first`` on: where the rules differ."""
         errors = [e]
         for i in range(len(self._layers) - 1, first, -1):
-            linear, mask = self._layers[i].linear, masks[i]
-            cut = cut_of(linear)
+            here, mask = self._layers[i].linear, masks[i]
+            cut = cut_of(here)
             if cut is None:
-                error = errors[-1] @ linear.weight
+                error = through(errors[-1], here.weight)
             else:
                 feedback, local = cut
                 error = feedback(errors[-1] if local else e)
@@ -292,7 +293,7 @@ class OnlineHead:
         with torch.autocast(self._weight.device.type, enabled=False):
             x = self._features(x)
             for layer in self._layers:
-                x = layer.activate(F.linear(x, layer.linear.weight, layer.linear.bias))
+                x = layer.activate(linear(x, layer.linear.weight, layer.linear.bias))
         return x[0] if single else x
 
     def predict_proba(self, x: Tensor) -> Tensor:
