@@ -28,6 +28,7 @@ class Trunk(nn.Module):
         layers: Names of the modules whose results are taken, shallow or deep.
         mean: Of the network's training images, for each of R, G, B in [0, 1].
         std: Likewise.
+        dtype: Of the arithmetic; the maps that come out are float32.
 
     Attributes:
         grids: Where the cells of each map lie, in the order of ``layers``.
@@ -45,6 +46,7 @@ class Trunk(nn.Module):
         layers: Sequence[str],
         mean: Sequence[float] = _IMAGENET[0],
         std: Sequence[float] = _IMAGENET[1],
+        dtype: torch.dtype = torch.float32,
     ):
         super().__init__()
         network = network.eval().requires_grad_(False)
@@ -52,7 +54,11 @@ class Trunk(nn.Module):
         found = grids(self.network)
         output = next(n for n in self.network.graph.nodes if n.op == "output")
         self.grids: tuple[Grid, ...] = tuple(found[node.name] for node in output.args[0])
-        self.network = fuse(self.network).to(memory_format=torch.channels_last)
+        self.network = fuse(self.network).to(dtype=dtype, memory_format=torch.channels_last)
+        for layer in self.network.modules():
+            if isinstance(layer, (nn.ReLU, nn.ReLU6)):
+                layer.inplace = True
+        self._dtype = dtype
         self.mean = tuple(mean)
         self.register_buffer("_mean", torch.tensor(self.mean).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("_std", torch.tensor(tuple(std)).view(3, 1, 1) * 255, persistent=False)
@@ -64,7 +70,8 @@ class Trunk(nn.Module):
     def forward(self, image: Tensor) -> list[Tensor]:
         """Return the maps, one a layer, each (N, C, h, w), of images (N, 3, H, W) with values from 0 to 255."""
         x = (image.float() - self._mean) / self._std
-        return list(self.network(x.contiguous(memory_format=torch.channels_last)))
+        maps = self.network(x.to(self._dtype).contiguous(memory_format=torch.channels_last))
+        return [m.float() for m in maps]
 
 
 @dataclass(frozen=True)
@@ -84,13 +91,19 @@ class Backbone:
     std: tuple[float, float, float] = _IMAGENET[1]
 
 
-def load_trunk(name: str, layers: Sequence[str] | None = None, weights: str | Path | None = None) -> Trunk:
+def load_trunk(
+    name: str,
+    layers: Sequence[str] | None = None,
+    weights: str | Path | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Trunk:
     """Make the trunk of this name with its weights.
 
     Args:
         name: One of :data:`BACKBONES`.
         layers: Modules whose results are taken; None: the backbone's default.
         weights: File of the weights. None: those of an installed package, or of torchvision, which downloads them.
+        dtype: Of its arithmetic.
 
     Raises:
         ValueError: There is no such backbone or layer; the message lists those there are.
@@ -101,7 +114,7 @@ def load_trunk(name: str, layers: Sequence[str] | None = None, weights: str | Pa
         raise ValueError(f"there is no backbone {name!r}; there are {', '.join(map(repr, BACKBONES))}.")
     backbone = BACKBONES[name]
     network = backbone.build(None if weights is None else Path(weights))
-    return Trunk(network, layers or backbone.layers, backbone.mean, backbone.std)
+    return Trunk(network, layers or backbone.layers, backbone.mean, backbone.std, dtype)
 
 
 def _cut(network: nn.Module, layers: tuple[str, ...]) -> fx.GraphModule:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
 
 from torchdfa.rules import BDFA, Rule
 
@@ -18,6 +21,8 @@ class TrackerConfig:
         layers: Its layers that are taken; empty: those chosen for the backbone.
         weights: File of the trunk's weights; by default those of an installed package, or torchvision's.
         head: File of pre-trained first layers, as track-pretrain writes it. By default they start at random.
+        precision: Of the trunk and of the search for hard negatives: "float32", "bfloat16", or "auto", which is bfloat16
+            where the processor has arithmetic for it. Everything else is float32.
         seed: Of samples, weights, dropout and random feedback.
         crop: Pixels of the square, in the network's input, that a box is pooled from.
         padding: Pixels of it on each side that lie around the box.
@@ -61,6 +66,7 @@ class TrackerConfig:
     layers: tuple[str, ...] = ()
     weights: str | None = None
     head: str | None = None
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     seed: int = 0
     crop: int = 107
     padding: int = 16
@@ -118,5 +124,8 @@ class TrackerConfig:
         """Pixels of the network's input along a target that is square."""
         return self.crop - 2 * self.padding
 
-
-FIELDS = tuple(f.name for f in fields(TrackerConfig))
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type that ``precision`` stands for on this machine."""
+        fast = self.precision == "auto" and torch.cpu._is_avx512_bf16_supported()
+        return torch.bfloat16 if fast or self.precision == "bfloat16" else torch.float32

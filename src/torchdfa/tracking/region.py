@@ -138,4 +138,4 @@ def look(trunk: Trunk, frame: Tensor, view: View) -> Region:
     """Send a view of a frame (3, H, W), uint8, through the trunk."""
     with torch.inference_mode():
         maps = trunk(view.cut(frame, trunk.mean))
-    return Region(view, [m.float() for m in maps], trunk.grids)
+    return Region(view, maps, trunk.grids)

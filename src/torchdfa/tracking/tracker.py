@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from torchdfa.tracking.backbones import Trunk, load_trunk, read_mdnet_head
 from torchdfa.tracking.boxes import check_box, inside
@@ -53,13 +54,14 @@ class Tracker:
     def __init__(self, config: TrackerConfig | None = None, *, trunk: Trunk | None = None):
         self.config = config or TrackerConfig()
         c = self.config
-        self.trunk = trunk or load_trunk(c.backbone, c.layers or None, c.weights)
+        self.trunk = trunk or load_trunk(c.backbone, c.layers or None, c.weights, c.dtype)
         self._widen = c.crop / c.target
         self._pretrained: dict[str, Tensor] | None = None
         if c.head is not None:
             self._pretrained, _ = read_head(Path(c.head))
         elif c.backbone == "vgg-m" and c.weights:
             self._pretrained = read_mdnet_head(Path(c.weights)) or None
+        self._dtype = c.dtype
         self._started = False
 
     # ------------------------------------------------------------------------------------------------------ first frame
@@ -98,7 +100,7 @@ class Tracker:
 
         self._memory = Memory(c.long_memory, c.short_memory)
         order = torch.randperm(len(negatives), generator=self._generator)[: c.update_negatives]
-        self._memory.add(positives[: c.update_positives], negatives[order])
+        self._remember(positives[: c.update_positives], negatives[order])
         self._started = True
 
     def _first_negatives(self, image: Tensor, near: Region) -> Tensor:
@@ -148,7 +150,7 @@ class Tracker:
         spread = Spread(kind="gaussian", shift=self._shift, scale=c.scale)
         boxes = draw(self._box, c.candidates, spread, self._size, self._generator)
         features = self._features(region, boxes)
-        scores, best = self._scores(features).topk(c.best)
+        scores, best = _odds(self._head.logits(features)).topk(c.best)
         score = scores.mean().item()
         self._box = inside(boxes[best].mean(0, keepdim=True), *self._size)[0]
         result = self._box
@@ -157,7 +159,7 @@ class Tracker:
             if self._regression is not None:
                 result = self._regression(features[best], boxes[best]).mean(0)
                 result = inside(result[None], *self._size)[0]
-            self._memory.add(
+            self._remember(
                 self._features(region, self._overlapping(c.update_positives, _POSITIVES, above=0.7)),
                 self._features(region, self._overlapping(c.update_negatives, _NEGATIVES, below=0.3)),
             )
@@ -178,27 +180,39 @@ class Tracker:
         c = self.config
         self._learn(self._memory.positives(frames), self._memory.negatives(), c.update_iterations, c.update_lr)
 
+    def _remember(self, positives: Tensor, negatives: Tensor) -> None:
+        self._memory.add(positives.to(self._dtype), negatives.to(self._dtype))
+
     def _overlapping(self, count: int, spread: Spread, above: float = 0.0, below: float = 1.0) -> Tensor:
         return draw_overlapping(self._box, count, spread, self._size, self._generator, above=above, below=below)
 
     def _features(self, region: Region, boxes: Tensor) -> Tensor:
         return region.pool(boxes, self.config.bins, self._widen)
 
-    def _scores(self, features: Tensor) -> Tensor:
-        logits = self._head.logits(features)
-        return logits[:, TARGET] - logits[:, BACKGROUND]
+    def _hardest(self, features: Tensor) -> Tensor:
+        """Return the indices of the negatives that the head takes for the target most."""
+        x = features.to(self._dtype)
+        *hidden, last = self._head.layers
+        with torch.no_grad():
+            for layer in hidden:
+                x = F.relu_(F.linear(x, layer.weight.to(x), layer.bias.to(x)))
+            return _odds(last(x.float())).topk(self.config.negatives).indices
 
     def _learn(self, positives: Tensor, negatives: Tensor, iterations: int, lr: float) -> None:
         """Train the head on batches of positives and of the hardest of many negatives."""
         c = self.config
+        negatives = negatives.to(self._dtype)
         self._head.lr = rates(lr, c)
         self._head.reset_momentum()
         targets, others = Cycle(len(positives), self._generator), Cycle(len(negatives), self._generator)
         labels = torch.cat([torch.full((c.positives,), TARGET), torch.full((c.negatives,), BACKGROUND)])
         for _ in range(iterations):
             examined = negatives[others.next(c.examined)]
-            hardest = self._scores(examined).topk(c.negatives).indices
+            hardest = self._hardest(examined)
             batch = torch.cat([positives[targets.next(c.positives)], examined[hardest]])
             self._head.step(batch, labels)
 
 
+def _odds(logits: Tensor) -> Tensor:
+    """Return the log-odds of target against background, shape (N,), from logits (N, 2)."""
+    return logits[:, TARGET] - logits[:, BACKGROUND]
