@@ -1,4 +1,4 @@
-"""The command line: ``torchdfa train``, ``compare``, ``reproduce``; options and configurations are data classes."""
+"""The command line: ``torchdfa train``, ``compare``, ``reproduce``, ``track``; configurations are data classes."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ _EPILOG = """examples:
   torchdfa train --rule CBDFA --rule.init product --lr 0.02
   torchdfa train --data cifar10 --model VGG16 --model.width 0.25 --rule CDFA --out runs/cdfa
   torchdfa train --resume runs/cdfa
+  torchdfa track video.mp4 --box 160,83,56,65 --out results
 """
 
 
@@ -56,6 +57,8 @@ def _run(arguments: list[str]) -> int:
     from torchdfa.experiments import CellError, CompareConfig, ReproduceConfig
     from torchdfa.models import Network
     from torchdfa.rules import Rule
+    from torchdfa.tracking.commands import add_commands
+    from torchdfa.tracking.display import NoDisplayError
     from torchdfa.training import CheckpointError, Interrupted, TrainConfig, TrainingError, to_dict
 
     set_parsing_settings(subclasses_enabled=[Rule, Network])
@@ -106,6 +109,8 @@ def _run(arguments: list[str]) -> int:
     reproduce.add_argument("--print_config", action="store_true", help=_PRINT)
     commands.add_subcommand("reproduce", reproduce, help=_REPRODUCE)
 
+    tracking = add_commands(commands, ArgumentParser)
+
     if len(arguments) > 1 and arguments[0] == "train":
         arguments = ["train", *_with_stored_config(arguments[1:])]
     # What is not given is left to the data classes: with defaults, a network that is given by name would take over
@@ -116,6 +121,7 @@ def _run(arguments: list[str]) -> int:
         "train": (TrainConfig, _train, train),
         "compare": (CompareConfig, _compare, compare),
         "reproduce": (ReproduceConfig, _reproduce, reproduce),
+        **tracking,
     }[command]
     defaults = its_parser.get_defaults().as_dict()
     try:
@@ -133,7 +139,7 @@ def _run(arguments: list[str]) -> int:
         return 130
     except KeyboardInterrupt:
         return 130
-    except (DataError, TrainingError, CheckpointError, CellError, ValueError, OSError) as error:
+    except (DataError, TrainingError, CheckpointError, CellError, NoDisplayError, ValueError, OSError) as error:
         return _fail(str(error), command)
     except ImportError as error:
         if isinstance(error.__cause__, ImportError):  # of an optional package, and says how to install it
