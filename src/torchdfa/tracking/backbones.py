@@ -266,6 +266,8 @@ def _read_matconvnet(path: Path) -> dict[str, Tensor]:
     """Return conv1 to conv3 of a MatConvNet file, whose kernels are stored (height, width, in, out)."""
     from scipy.io import loadmat
 
+    if not path.is_file():
+        raise DataError(f"{path}: found no such file, expected a network's weights.")
     try:
         layers = loadmat(str(path))["layers"][0]
         state = {}
@@ -275,7 +277,7 @@ def _read_matconvnet(path: Path) -> dict[str, Tensor]:
             state[f"conv{i}.0.weight"] = torch.from_numpy(np.ascontiguousarray(kernel.transpose(3, 2, 0, 1)))
             state[f"conv{i}.0.bias"] = torch.from_numpy(np.ascontiguousarray(bias.reshape(-1)))
         return state
-    except (OSError, KeyError, IndexError, ValueError, TypeError) as error:
+    except Exception as error:
         raise DataError(f"{path}: cannot be read as a MatConvNet network ({error}).") from error
 
 
