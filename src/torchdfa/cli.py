@@ -45,8 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("torchdfa"):
             raise
+        extra = "track" if error.name in ("cv2", "av") else "train"
         return _fail(
-            f"the package {error.name} is missing. Install what the command line needs: pip install 'torchdfa[train]'"
+            f"the package {error.name} is missing. Install what the command line needs: pip install 'torchdfa[{extra}]'"
         )
 
 

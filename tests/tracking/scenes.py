@@ -21,7 +21,8 @@ def scene(places, size=(96, 128), side=20, seed=0):
     for x, y in places:
         frame = background.copy()
         x, y = round(x), round(y)
-        frame[max(y, 0) : y + side, max(x, 0) : x + side] = patch[max(-y, 0) :, max(-x, 0) :]
+        if x > -side and y > -side:
+            frame[max(y, 0) : y + side, max(x, 0) : x + side] = patch[max(-y, 0) :, max(-x, 0) :]
         frames.append(frame)
         boxes.append((x, y, side, side))
     return frames, np.array(boxes, float)

@@ -197,7 +197,11 @@ class Bench:
         Args:
             say: Called with what is going on, the frames done and the frames in all.
         """
-        total = sum(len(s.frames) for *_, sequences in self._plan(tuned=False) for s in sequences)
+        ours = sum(name in METHODS for name in self.config.names)
+        searches = sum(len(self.trials(name)) for name in self._tuned_names())
+        finals = ours * self.config.seeds + len(self.config.names) - ours
+        total = searches * sum(len(s.frames) for s in self._tuning)
+        total += finals * sum(len(s.frames) for s in self.sequences)
         done = 0
         for tuned in (False, True):
             for folder, make, sequences in self._plan(tuned):

@@ -86,7 +86,7 @@ def add_commands(commands: Any, make_parser: Any) -> dict[str, tuple[Any, Any, A
 def _track(config: TrackerConfig, options: dict[str, Any]) -> int:
     box, out = options.pop("box"), options.pop("out")
     box = None if box is None else parse_box(box)
-    if (options["limit"] or 1) < 1:
+    if options["limit"] is not None and options["limit"] < 1:
         raise ValueError(f"--limit {options['limit']}: expected 1 or more.")
     if not out and not options["show"]:
         print("torchdfa track: neither --out nor --show is given; only the summary is printed.", file=sys.stderr)
