@@ -38,6 +38,8 @@ class TrackerConfig:
         examined: Negatives of which those are the hardest.
         first_positives: Samples of the target in the first frame, of overlap 0.7 or more.
         first_negatives: Samples of the background in the first frame, of overlap 0.5 or less.
+        first_views: Views of the first frame, shifted and scaled a little against each other, that the samples near the
+            target are pooled from. One view would show the trunk's cells in one position against the target only.
         first_iterations: Steps of training in the first frame.
         first_lr: Learning rate there.
         update_positives: Samples a frame while the target is held, of overlap 0.7 or more.
@@ -82,6 +84,7 @@ class TrackerConfig:
     examined: int = 1024
     first_positives: int = 500
     first_negatives: int = 5000
+    first_views: int = 8
     first_iterations: int = 50
     first_lr: float = 5e-4
     update_positives: int = 50
@@ -105,7 +108,7 @@ class TrackerConfig:
         ranges = {
             "crop": (16, 1024), "bins": (1, 16), "last_lr": (0, math.inf), "positives": (1, math.inf),
             "negatives": (1, math.inf), "examined": (self.negatives, math.inf), "first_positives": (1, math.inf),
-            "first_negatives": (1, math.inf), "first_iterations": (1, math.inf), "update_positives": (1, math.inf),
+            "first_negatives": (1, math.inf), "first_views": (1, 100), "first_iterations": (1, math.inf), "update_positives": (1, math.inf),
             "update_negatives": (1, math.inf), "update_iterations": (0, math.inf), "long_every": (1, math.inf),
             "long_memory": (1, math.inf), "short_memory": (1, self.long_memory), "candidates": (self.best, math.inf),
             "best": (1, math.inf), "shift": (0, self.shift_limit), "shift_limit": (0, self.reach),

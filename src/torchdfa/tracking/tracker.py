@@ -86,45 +86,61 @@ class Tracker:
         self._generator = torch.Generator().manual_seed(c.seed)
         self._shift, self._count, self._since = c.shift, 0, 0
 
-        near = look(self.trunk, image, view_of(self._box, c.target, c.reach, self.trunk.align))
-        self._normal = Normal(near.maps)
-        near.maps = self._normal(near.maps)
-        positives = self._features(near, self._overlapping(c.first_positives, _POSITIVES, above=0.7))
+        regions = self._first_regions(image)
+        positives = self._pool_from(regions, self._overlapping(c.first_positives, _POSITIVES, above=0.7))
         if not len(positives):  # of a target that is a few pixels wide
-            positives = self._features(near, self._box[None])
-        negatives = self._first_negatives(image, near)
+            positives = self._features(regions[0], self._box[None])
+        near = self._overlapping(c.first_negatives // 2, _FIRST_NEAR, below=0.5)
+        negatives = torch.cat([self._pool_from(regions, near), self._far_negatives(image)])
 
         self._head = build_head(positives.shape[1], c, self._generator, self._pretrained)
         self._learn(positives, negatives, c.first_iterations, c.first_lr)
-        self._regression = self._learn_regression(near)
+        self._regression = self._learn_regression(regions)
 
         self._memory = Memory(c.long_memory, c.short_memory)
         order = torch.randperm(len(negatives), generator=self._generator)[: c.update_negatives]
-        self._remember(positives[: c.update_positives], negatives[order])
+        chosen = torch.randperm(len(positives), generator=self._generator)[: c.update_positives]
+        self._remember(positives[chosen], negatives[order])
         self._started = True
 
-    def _first_negatives(self, image: Tensor, near: Region) -> Tensor:
+    def _first_regions(self, image: Tensor) -> list[Region]:
+        """Look at the target several times, from a little nearer or farther and a little beside it."""
         c = self.config
-        half = c.first_negatives // 2
-        around = self._features(near, self._overlapping(half, _FIRST_NEAR, below=0.5))
+        jitter = Spread(kind="uniform", shift=self.trunk.align / c.target, scale=1.1)
+        boxes = [self._box, *draw(self._box, c.first_views - 1, jitter, self._size, self._generator)]
+        regions = [look(self.trunk, image, view_of(box, c.target, c.reach, self.trunk.align)) for box in boxes]
+        self._normal = Normal(regions[0].maps)
+        for region in regions:
+            region.maps = self._normal(region.maps)
+        return regions
+
+    def _pool_from(self, regions: list[Region], boxes: Tensor) -> Tensor:
+        """Return the features of boxes, each pooled from one of the regions in turn."""
+        parts = [self._features(region, boxes[i :: len(regions)]) for i, region in enumerate(regions)]
+        return torch.cat([part for part in parts if len(part)]) if len(boxes) else parts[0]
+
+    def _far_negatives(self, image: Tensor) -> Tensor:
+        """Return features of boxes anywhere in the image."""
+        c = self.config
         view = whole_view(self._box, self._size, c.target, self.trunk.align)
         whole = look(self.trunk, image, view)
         whole.maps = self._normal(whole.maps)
-        boxes = self._overlapping(c.first_negatives - half, _FIRST_WHOLE, below=0.5)
+        boxes = self._overlapping(c.first_negatives - c.first_negatives // 2, _FIRST_WHOLE, below=0.5)
         centre = boxes[:, :2] + boxes[:, 2:] / 2
-        seen = (centre >= torch.tensor([view.left, view.top])) & (
-            centre <= torch.tensor([view.left + view.width, view.top + view.height])
-        )
-        return torch.cat([around, self._features(whole, boxes[seen.all(1)])])
+        corner = torch.tensor([view.left, view.top])
+        seen = (centre >= corner) & (centre <= corner + torch.tensor([view.width, view.height]))
+        return self._features(whole, boxes[seen.all(1)])
 
-    def _learn_regression(self, region: Region) -> BoxRegression | None:
+    def _learn_regression(self, regions: list[Region]) -> BoxRegression | None:
         c = self.config
         if not c.regression_samples:
             return None
         boxes = self._overlapping(c.regression_samples, _REGRESSION, above=0.6)
         if len(boxes) < 10:
             return None
-        return BoxRegression(self._features(region, boxes), boxes, self._box, c.regression_alpha)
+        features = [self._features(region, boxes[i :: len(regions)]) for i, region in enumerate(regions)]
+        ordered = [boxes[i :: len(regions)] for i in range(len(regions))]
+        return BoxRegression(torch.cat(features), torch.cat(ordered), self._box, c.regression_alpha)
 
     # -------------------------------------------------------------------------------------------------- every next frame
 
