@@ -1,10 +1,11 @@
 """A small trunk and a folder of videos."""
 
+import numpy as np
 import pytest
 import torch
+from scenes import SMALL, scene
 from torch import nn
 
-from scenes import SMALL, scene
 from torchdfa.tracking import TrackerConfig
 from torchdfa.tracking.backbones import Trunk
 
@@ -16,9 +17,7 @@ def small():
 
 def make_trunk():
     torch.manual_seed(0)
-    network = nn.Sequential(
-        nn.Conv2d(3, 12, 5, 2, padding=2), nn.ReLU(), nn.Conv2d(12, 16, 3, 2, padding=1), nn.ReLU()
-    )
+    network = nn.Sequential(nn.Conv2d(3, 12, 5, 2, padding=2), nn.ReLU(), nn.Conv2d(12, 16, 3, 2, padding=1), nn.ReLU())
     return Trunk(network, ("1", "3"), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 
@@ -38,7 +37,7 @@ def otb(tmp_path):
         (root / name / "img").mkdir(parents=True)
         for i, frame in enumerate(frames, 1):
             cv2.imwrite(str(root / name / "img" / f"{i:04d}.jpg"), frame[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
-        text = "\n".join(",".join(f"{n:g}" for n in b + [1, 1, 0, 0]) for b in boxes)
+        text = "\n".join(",".join(f"{n:g}" for n in b + np.array([1, 1, 0, 0])) for b in boxes)
         (root / name / "groundtruth_rect.txt").write_text(text + "\n")
     (root / "Right" / "attrs.txt").write_text("SV, FM\n")
     return root

@@ -110,7 +110,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path, name, make, words):
 def test_unknown_names_list_those_there_are():
     with pytest.raises(ValueError, match="no backbone 'vgg99'; there are 'efficientnet-lite0'"):
         load_trunk("vgg99")
-    with pytest.raises(ValueError, match="no layer 'block99'; it has .*block15"):
+    with pytest.raises(ValueError, match=r"no layer 'block99'; it has .*block15"):
         Trunk(efficientnet_lite0(), ("block99",))
 
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scenes import SMALL
 
 import torchdfa as dfa
-from scenes import SMALL
 from torchdfa import cli
 from torchdfa.data.errors import DataError
 from torchdfa.tracking import TrackerConfig, bench, pretrain
@@ -92,7 +92,7 @@ def test_tuning_tries_nine_settings_of_each_on_the_tuning_half(config, tmp_path,
             self.off = abs(np.log(lr / 3)) + abs(np.log(strength / (100 if hasattr(rule, "scale") else 0.3)))
 
         def init(self, frame, box):
-            self.box = np.array(box) + [self.off, 0, 0, 0]
+            self.box = np.array(box) + np.array([self.off, 0, 0, 0])
 
         def update(self, frame):
             return tuple(self.box), 1.0
@@ -131,7 +131,7 @@ def test_opencvs_trackers_follow(otb, name):
     assert evaluate(boxes, sequence.truth).p20 == 1
 
 
-# ------------------------------------------------------------------------------------------------------------ pre-training
+# --------------------------------------------------------------------------------------------------------- pre-training
 
 
 @pytest.fixture
@@ -215,7 +215,7 @@ def test_pretraining_goes_on_and_refuses_other_settings(pretraining, otb, tmp_pa
         pretrain.pretrain(pretraining, sequences[:1], tmp_path / "one")
 
 
-# ------------------------------------------------------------------------------------------------------- the command line
+# ----------------------------------------------------------------------------------------------------- the command line
 
 
 @pytest.fixture
@@ -239,8 +239,8 @@ QUICK = [f"--tracker.{k}={list(v) if isinstance(v, tuple) else v}" for k, v in S
 def test_pretrain_and_bench_on_the_command_line(call, otb, tmp_path):
     status, out, err = call("track-pretrain", str(otb), "--frames", "3", "--cycles", "2", "--out", "h", *QUICK)
     assert status == 0 and "all.safetensors, without-Left.safetensors" in out, err
-    arguments = ["track-bench", "--data-root", str(otb), "--methods", '["BDFA 64", "KCF"]', "--seeds", "1", "--out", "b",
-                 "--heads", "h", *QUICK]  # fmt: skip
+    arguments = ["track-bench", "--data-root", str(otb), "--methods", '["BDFA 64", "KCF"]', "--seeds", "1"]
+    arguments += ["--out", "b", "--heads", "h", *QUICK]
     status, out, err = call(*arguments)
     assert status == 0 and "| BDFA 64 |" in out and "written to b: summary.md" in out, err
     status, out, _ = call(*arguments, "--report")

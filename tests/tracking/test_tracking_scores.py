@@ -40,7 +40,7 @@ def test_a_perfect_tracker_scores_20_of_21():
 
 def test_by_hand():
     truth = np.tile([0.0, 0, 10, 10], (4, 1))
-    boxes = truth + [[7, 7, 7, 7], [5, 0, 0, 0], [0, 21, 0, 0], [20, 0, 0, 0]]
+    boxes = truth + np.array([[7, 7, 7, 7], [5, 0, 0, 0], [0, 21, 0, 0], [20, 0, 0, 0]])
     score = evaluate(boxes, truth)  # the first frame is given; overlaps 1, 1/3, 0, 0; distances 0, 5, 21, 20
     np.testing.assert_allclose(score.success, np.r_[np.full(7, 0.5), np.full(13, 0.25), 0])
     assert score.precision[0] == 0.25 and score.precision[5] == 0.5 and score.p20 == 0.75 and score.precision[21] == 1
@@ -55,7 +55,7 @@ def test_missing_boxes_repeat_the_one_before():
 
 def test_curves_are_averaged_over_sequences_not_frames():
     truth = np.tile([5.0, 5, 10, 10], (9, 1))
-    good, bad = evaluate(truth, truth), evaluate(truth[:2] + [[0, 0, 0, 0], [100, 0, 0, 0]], truth[:2])
+    good, bad = evaluate(truth, truth), evaluate(truth[:2] + np.array([[0, 0, 0, 0], [100, 0, 0, 0]]), truth[:2])
     assert mean([good, bad]).auc == pytest.approx((good.auc + bad.auc) / 2)
 
 

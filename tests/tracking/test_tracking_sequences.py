@@ -57,7 +57,7 @@ def test_damaged_folders_are_refused(otb, change, words):
 
 
 def test_missing_sequences_are_named(otb, tmp_path):
-    with pytest.raises(DataError, match="no sequence Up in .*; there are Left, Right"):
+    with pytest.raises(DataError, match=r"no sequence Up in .*; there are Left, Right"):
         load_sequences(otb, ["Left", "Up"])
     with pytest.raises(DataError, match="Tracking sequences not found"):
         load_sequences(tmp_path / "nowhere")

@@ -25,7 +25,8 @@ def follow(tracker, frames, box):
 
 
 @pytest.mark.parametrize("rule", [
-    dfa.BP(), dfa.DFA(init="product", scale=30.0), dfa.BDFA(init="product", scale=30.0, center=True), dfa.BDFA(scale="unit")
+    dfa.BP(), dfa.DFA(init="product", scale=30.0), dfa.BDFA(init="product", scale=30.0, center=True),
+    dfa.BDFA(scale="unit"),
 ])  # fmt: skip
 def test_follows_a_patch(trunk, small, rule):
     frames, boxes = scene(PATH)

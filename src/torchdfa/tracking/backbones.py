@@ -1,4 +1,4 @@
-"""Trunks by name: convolutional networks with weights, cut behind a layer, that know where the cells of their maps lie."""
+"""Trunks by name: convolutional networks with weights that know where the cells of their maps lie in the image."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ class Trunk(nn.Module):
         found = grids(self.network)
         output = next(n for n in self.network.graph.nodes if n.op == "output")
         self.grids: tuple[Grid, ...] = tuple(found[node.name] for node in output.args[0])
-        self.network = fuse(self.network).to(dtype=dtype, memory_format=torch.channels_last)
+        self.network = fuse(self.network).to(dtype).to(memory_format=torch.channels_last)
         for layer in self.network.modules():
             if isinstance(layer, (nn.ReLU, nn.ReLU6)):
                 layer.inplace = True
         self._dtype = dtype
         self.mean = tuple(mean)
-        self.register_buffer("_mean", torch.tensor(self.mean).view(3, 1, 1) * 255, persistent=False)
-        self.register_buffer("_std", torch.tensor(tuple(std)).view(3, 1, 1) * 255, persistent=False)
+        self._mean = torch.tensor(self.mean).view(3, 1, 1) * 255
+        self._std = torch.tensor(tuple(std)).view(3, 1, 1) * 255
         self.align = int(max(grid.stride for grid in self.grids))
         with torch.inference_mode():
             maps = self(torch.zeros(1, 3, 8 * self.align, 8 * self.align))
@@ -87,8 +87,8 @@ class Backbone:
 
     build: Callable[[Path | None], nn.Module]
     layers: tuple[str, ...]
-    mean: tuple[float, float, float] = _IMAGENET[0]
-    std: tuple[float, float, float] = _IMAGENET[1]
+    mean: tuple[float, ...] = _IMAGENET[0]
+    std: tuple[float, ...] = _IMAGENET[1]
 
 
 def load_trunk(
@@ -143,7 +143,7 @@ def _cut(network: nn.Module, layers: tuple[str, ...]) -> fx.GraphModule:
     return fx.GraphModule(traced, traced.graph)
 
 
-# ------------------------------------------------------------------------------------------------- EfficientNet-Lite0
+# --------------------------------------------------------------------------------------------------- EfficientNet-Lite0
 
 # Kernel, stride, expansion, channels and repeats of the stages (Tan & Le 2019, Lite: no squeeze, ReLU6).
 _LITE0 = (
@@ -213,7 +213,7 @@ def _lite0(weights: Path | None) -> nn.Module:
     return network
 
 
-# -------------------------------------------------------------------------------------------------------- torchvision
+# ---------------------------------------------------------------------------------------------------------- torchvision
 
 
 def _torchvision(name: str, part: str = "") -> Callable[[Path | None], nn.Module]:
@@ -236,7 +236,7 @@ def _torchvision(name: str, part: str = "") -> Callable[[Path | None], nn.Module
     return build
 
 
-# -------------------------------------------------------------------------------------------------------------- VGG-M
+# ---------------------------------------------------------------------------------------------------------------- VGG-M
 
 
 def vgg_m() -> nn.Sequential:
@@ -281,16 +281,15 @@ def _read_matconvnet(path: Path) -> dict[str, Tensor]:
         raise DataError(f"{path}: cannot be read as a MatConvNet network ({error}).") from error
 
 
-# -------------------------------------------------------------------------------------------------------------- files
+# ---------------------------------------------------------------------------------------------------------------- files
 
 
 def read_mdnet_head(path: Path) -> dict[str, Tensor]:
-    """Return fc4 and fc5 of MDNet's pre-trained weights, as a head's: ``fc4.weight``, ``fc4.bias``, …; else nothing."""
+    """Return fc4 and fc5 of MDNet's pre-trained weights, ``fc4.weight`` and so on; nothing where the file has none."""
     if path.suffix not in (".pth", ".pt"):
         return {}
-    return {
-        f"{name.split('.')[0]}.{name.split('.')[-1]}": v for name, v in _read(path).items() if name[:4] in ("fc4.", "fc5.")
-    }
+    layers = {name: value for name, value in _read(path).items() if name.startswith(("fc4.", "fc5."))}
+    return {f"{name.split('.')[0]}.{name.split('.')[-1]}": value for name, value in layers.items()}
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""torchdfa track-bench: methods side by side on OTB sequences, each tuned alike; Han & Yoo's Figure 6 among the plots."""
+"""torchdfa track-bench: methods side by side on OTB sequences, each tuned alike; Han & Yoo's Figure 6."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ class Bench:
             _demand_unseen(Path(config.tracker.head), self.all)
         self._trunk: Any = None
 
-    # ------------------------------------------------------------------------------------------------------------- running
+    # ---------------------------------------------------------------------------------------------------------- running
 
     def run(self, say: Callable[[str, int, int], None] = lambda text, done, total: None) -> None:
         """Run what is not there yet.
@@ -288,7 +288,7 @@ class Bench:
         else:
             write_atomically(path, lambda file: file.write(text.encode()))
 
-    # ------------------------------------------------------------------------------------------------------------- reading
+    # ---------------------------------------------------------------------------------------------------------- reading
 
     def trials(self, name: str) -> list[Trial]:
         """Return the learning rates that are tried for a method: nine, for each method."""
@@ -352,5 +352,3 @@ def _demand_unseen(head: Path, sequences: Sequence[Video]) -> None:
 
 def _slug(name: str) -> str:
     return re.sub(r"[^\w.]+", "-", name)
-
-

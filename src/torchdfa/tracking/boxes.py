@@ -1,6 +1,6 @@
 """Boxes: tensors of shape (N, 4), each x, y, w, h in pixels; x, y is the left upper corner, the image's own is 0, 0.
 
-Coordinates are continuous: the first pixel reaches from 0 to 1. OTB's files count from 1, so that their x is ours plus 1.
+Coordinates are continuous: the first pixel reaches from 0 to 1. OTB's files count from 1: their x is ours plus 1.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Any
 
 from torchdfa.tracking.bench import Bench, BenchConfig
 from torchdfa.tracking.config import TrackerConfig
-from torchdfa.tracking.follow import Track, _bar, follow, parse_box
+from torchdfa.tracking.follow import Track, follow, parse_box, progress_bar
 from torchdfa.tracking.pretrain import PretrainConfig, pretrain
 from torchdfa.tracking.report import write_report
 from torchdfa.tracking.sequences import load_sequences
@@ -17,13 +17,13 @@ from torchdfa.tracking.video import open_source
 
 _TRACK = "Follow one object through a video, a folder of frames or a webcam's picture, learning it on the way."
 _PRETRAIN = (
-    "Train the first layers of the tracker's head over many annotated videos (OTB's format): one head that has seen all, "
-    "and one for each video that has not seen that one."
+    "Train the first layers of the tracker's head over many annotated videos (OTB's format): one head that has seen "
+    "all, and one for each video that has not seen that one."
 )
 _BENCH = (
     "Compare trackers on annotated videos (OTB's format) by one-pass evaluation: BP and BDFA at 128 and 64 samples a "
-    "batch (Han & Yoo's Figure 6), OpenCV's CSRT, KCF and MIL. What is finished is not run again; several processes may "
-    "share the work."
+    "batch (Han & Yoo's Figure 6), OpenCV's CSRT, KCF and MIL. What is finished is not run again; several processes "
+    "may share the work."
 )
 _CONFIG = "Read options from a YAML or JSON file."
 _PRINT = "Print the configuration, as --config reads it, and exit."
@@ -45,8 +45,8 @@ def add_commands(commands: Any, make_parser: Any) -> dict[str, tuple[Any, Any, A
     track.add_class_arguments(TrackerConfig)
     track.add_argument(
         "--box", type=str | None,
-        help="The object in the first frame: x,y,w,h in pixels from the left upper corner. By default the annotated one "
-        "of a folder in OTB's format, else it is drawn in a window.",
+        help="The object in the first frame: x,y,w,h in pixels from the left upper corner. By default the annotated "
+        "one of a folder in OTB's format, else it is drawn in a window.",
     )  # fmt: skip
     track.add_argument(
         "--out", type=str | None,
@@ -131,7 +131,7 @@ def _bench(config: BenchConfig, options: dict[str, Any]) -> int:
     if not options["report"]:
         last = 0
         try:
-            with _bar(True, sys.maxsize) as bar:
+            with progress_bar(True, sys.maxsize) as bar:
 
                 def say(text: str, done: int, total: int) -> None:
                     nonlocal last

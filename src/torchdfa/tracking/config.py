@@ -21,8 +21,8 @@ class TrackerConfig:
         layers: Its layers that are taken; empty: those chosen for the backbone.
         weights: File of the trunk's weights; by default those of an installed package, or torchvision's.
         head: File of pre-trained first layers, as track-pretrain writes it. By default they start at random.
-        precision: Of the trunk and of the search for hard negatives: "float32", "bfloat16", or "auto", which is bfloat16
-            where the processor has arithmetic for it. Everything else is float32.
+        precision: Of the trunk and of the search for hard negatives: "float32", "bfloat16", or "auto", which is
+            bfloat16 where the processor has arithmetic for it. Everything else is float32.
         seed: Of samples, weights, dropout and random feedback.
         crop: Pixels of the square, in the network's input, that a box is pooled from.
         padding: Pixels of it on each side that lie around the box.
@@ -105,16 +105,17 @@ class TrackerConfig:
     regression_alpha: float = 1000.0
 
     def __post_init__(self) -> None:
+        large = math.inf
         ranges = {
-            "crop": (16, 1024), "bins": (1, 16), "last_lr": (0, math.inf), "positives": (1, math.inf),
-            "negatives": (1, math.inf), "examined": (self.negatives, math.inf), "first_positives": (1, math.inf),
-            "first_negatives": (1, math.inf), "first_views": (1, 100), "first_iterations": (1, math.inf), "update_positives": (1, math.inf),
-            "update_negatives": (1, math.inf), "update_iterations": (0, math.inf), "long_every": (1, math.inf),
-            "long_memory": (1, math.inf), "short_memory": (1, self.long_memory), "candidates": (self.best, math.inf),
-            "best": (1, math.inf), "shift": (0, self.shift_limit), "shift_limit": (0, self.reach),
-            "widening": (1, 10), "scale": (1, 2), "reach": (1, 10), "first_lr": (0, math.inf),
-            "update_lr": (0, math.inf), "padding": (0, (self.crop - 1) // 2), "clip": (0, math.inf),
-            "regression_samples": (0, math.inf), "regression_alpha": (0, math.inf),
+            "crop": (16, 1024), "padding": (0, (self.crop - 1) // 2), "bins": (1, 16), "clip": (0, large),
+            "last_lr": (0, large), "positives": (1, large), "negatives": (1, large),
+            "examined": (self.negatives, large), "first_positives": (1, large), "first_negatives": (2, large),
+            "first_views": (1, 100), "first_iterations": (1, large), "first_lr": (0, large),
+            "update_positives": (1, large), "update_negatives": (1, large), "update_iterations": (0, large),
+            "update_lr": (0, large), "long_every": (1, large), "long_memory": (1, large),
+            "short_memory": (1, self.long_memory), "candidates": (self.best, large), "best": (1, large),
+            "shift": (0, self.shift_limit), "shift_limit": (0, self.reach), "widening": (1, 10), "scale": (1, 2),
+            "reach": (1, 10), "regression_samples": (0, large), "regression_alpha": (0, large),
         }  # fmt: skip
         for name, (low, high) in ranges.items():
             value = getattr(self, name)

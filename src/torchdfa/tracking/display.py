@@ -74,12 +74,13 @@ def pick_box(frame: Any) -> tuple[float, float, float, float]:
         ValueError: The window was closed without a box.
     """
     plt = _interactive("to pick one on; give it: --box x,y,w,h")
+    from matplotlib.backend_bases import MouseButton
     from matplotlib.widgets import RectangleSelector
 
     figure, axes = plt.subplots(num="Draw a box around the target, then close the window")
     axes.imshow(FrameReader()(frame).permute(1, 2, 0).numpy())
     axes.axis("off")
-    selector = RectangleSelector(axes, lambda *_: None, useblit=True, interactive=True, button=[1])
+    selector = RectangleSelector(axes, lambda *_: None, useblit=True, interactive=True, button=[MouseButton.LEFT])
     plt.show(block=True)
     left, right, top, bottom = selector.extents
     plt.close(figure)
@@ -93,7 +94,7 @@ def _interactive(purpose: str) -> Any:
     """Return pyplot with a backend that has windows."""
     import matplotlib
     from matplotlib import pyplot as plt
-    from matplotlib.backends import BackendFilter, backend_registry
+    from matplotlib.backends.registry import BackendFilter, backend_registry
 
     windows = {name.lower() for name in backend_registry.list_builtin(BackendFilter.INTERACTIVE)}
     if matplotlib.get_backend().lower() not in windows:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-
 from torchdfa.data.errors import DataError
 from torchdfa.tracking.display import Window, draw_box, pick_box
 from torchdfa.tracking.frames import FrameError
@@ -127,7 +126,7 @@ def follow(
         writer = None
         if out is not None:
             writer = stack.enter_context(_files(out, name or source.name, source, overwrite, video))
-        bar = stack.enter_context(_bar(progress, min(source.count or sys.maxsize, limit or sys.maxsize)))
+        bar = stack.enter_context(progress_bar(progress, min(source.count or sys.maxsize, limit or sys.maxsize)))
         try:
             _note(track, first, box, math.inf, taken, writer, window)
             bar("first frame", 1)
@@ -194,7 +193,9 @@ def _files(out: Path, name: str, source: Source, overwrite: bool, video: bool) -
     paths = [out / f"{name}{suffix}" for suffix in (".txt", "_scores.txt", "_times.txt", ".mp4")]
     there = [str(p) for p in paths if p.exists()]
     if there and not overwrite:
-        raise DataError(f"{there[0]} is there already. Give another --out or --name, or --overwrite true to replace it.")
+        raise DataError(
+            f"{there[0]} is there already. Give another --out or --name, or --overwrite true to replace it."
+        )
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         boxes, scores, times = (stack.enter_context(open(p, "w")) for p in paths[:3])
@@ -206,7 +207,7 @@ def _files(out: Path, name: str, source: Source, overwrite: bool, video: bool) -
 
 
 @contextmanager
-def _bar(shown: bool, total: int) -> Iterator[Any]:
+def progress_bar(shown: bool, total: int) -> Iterator[Any]:
     """Show a progress bar on a terminal while the context lasts; call it with a text and the frames that were done."""
     if not shown:
         yield lambda text, frames: None
@@ -215,9 +216,13 @@ def _bar(shown: bool, total: int) -> Iterator[Any]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(file=sys.stderr)
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("frames"), TimeRemainingColumn(), TextColumn("{task.description}"))
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("frames"),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("learning the target", total=None if total == sys.maxsize else total)
         yield lambda text, frames: progress.update(task, advance=frames, description=text)
-
-

@@ -49,7 +49,8 @@ class FrameReader:
         elif self._kind != kind:
             dtype, height, width = self._kind
             raise FrameError(
-                f"a frame of {kind[2]} × {kind[1]} pixels, {kind[0]}, where the first one had {width} × {height}, {dtype}."
+                f"a frame of {kind[2]} × {kind[1]} pixels, {kind[0]}, where the first one had {width} × {height}, "
+                f"{dtype}."
             )
         array = array[:, :, :3]
         if array.dtype == np.uint16:

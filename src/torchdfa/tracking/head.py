@@ -1,4 +1,4 @@
-"""The tracker's classifier: fully connected layers that say target or background, the first of them perhaps pre-trained."""
+"""The tracker's classifier: fully connected layers that say target or background."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def build_layers(
                     if found is None or found.shape != own.shape:
                         shape = None if found is None else tuple(found.shape)
                         raise DataError(
-                            f"the pre-trained head's {name}.{part} is {shape}, expected {tuple(own.shape)}: it was made "
-                            "for another backbone, other layers or other widths."
+                            f"the pre-trained head's {name}.{part} is {shape}, expected {tuple(own.shape)}: it was "
+                            "made for another backbone, other layers or other widths."
                         )
                     own.copy_(found)
         layers[name] = linear
@@ -99,6 +99,6 @@ def read_head(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     try:
         with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path}: cannot be read as a pre-trained head ({error}).") from error

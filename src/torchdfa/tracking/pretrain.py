@@ -122,8 +122,8 @@ def choose_head(folder: Path, sequence: Video) -> Path:
             best = max(best, (len(seen), path), key=lambda entry: entry[0])
     if not best[0]:
         raise DataError(
-            f"{folder}: every head in it was trained on {sequence.video}, or there is none. A head must not be used on a "
-            "video that it has learnt from: torchdfa track-pretrain with leave_out makes those that have not."
+            f"{folder}: every head in it was trained on {sequence.video}, or there is none. A head must not be used on "
+            "a video that it has learnt from: torchdfa track-pretrain makes heads that have not."
         )
     return best[1]
 
@@ -168,11 +168,11 @@ def _train(config: PretrainConfig, domains: list[tuple[Tensor, Tensor]]) -> dict
     c = config.tracker
     generator = torch.Generator().manual_seed(c.seed)
     net = build_layers(domains[0][0].shape[1], c, generator)
-    *shared, last = net
+    *shared, _ = net
     trunk = nn.Sequential(*shared)
     lasts = []
     for _ in domains:
-        layer = nn.Linear(last.in_features, 2)
+        layer = nn.Linear(c.hidden[-1], 2)
         nn.init.normal_(layer.weight, 0, 0.01, generator=generator)
         nn.init.zeros_(layer.bias)
         lasts.append(layer)

@@ -40,7 +40,7 @@ class View:
     rows: int
 
     def cut(self, frame: Tensor, fill: tuple[float, ...]) -> Tensor:
-        """Return the picture (1, 3, rows, columns) of a frame (3, H, W), uint8; what lies outside has the colour ``fill``."""
+        """Return the picture (1, 3, rows, columns) of a frame (3, H, W), uint8, filled up with the colour ``fill``."""
         _, height, width = frame.shape
         picture = (torch.tensor(fill) * 255).round().to(torch.uint8).view(3, 1, 1).repeat(1, self.height, self.width)
         top, bottom = max(self.top, 0), min(self.top + self.height, height)

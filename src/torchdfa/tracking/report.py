@@ -160,7 +160,7 @@ def _plot(runs: Sequence[Run], path: Path) -> None:
 
 
 def _frames(bench: Bench, path: Path) -> bool:
-    """Draw a few frames of each of three targets with our boxes (green, orange), CSRT's (blue) and the annotation (white)."""
+    """Draw frames of three targets with our boxes (green), CSRT's (blue) and the annotated ones (white)."""
     import cv2
 
     ours = next((n for n in bench.config.names if n.startswith("BDFA")), None)
@@ -192,7 +192,15 @@ def _table_of_runs(runs: Sequence[Run]) -> str:
     writer.writerow(("method", "seed", "sequence", "auc", "p20", "frames_per_second", "first_frame_seconds"))
     for r in runs:
         writer.writerow(
-            (r.method, r.seed, r.sequence, f"{r.score.auc:.6f}", f"{r.score.p20:.6f}", f"{r.rate:.3f}", f"{r.first:.3f}")
+            (
+                r.method,
+                r.seed,
+                r.sequence,
+                f"{r.score.auc:.6f}",
+                f"{r.score.p20:.6f}",
+                f"{r.rate:.3f}",
+                f"{r.first:.3f}",
+            )
         )
     return text.getvalue()
 

@@ -15,6 +15,7 @@ from torchdfa.data.sources import missing
 from torchdfa.training.checkpoint import write_atomically
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+_FIRST_PIXEL = np.array([1, 1, 0, 0])
 # Frames of OTB's sequences that are evaluated, counted from 1, where that isn't all of them.
 _FRAMES = {"David": (300, 770), "Football1": (1, 74), "Freeman3": (1, 460), "Freeman4": (1, 283), "Diving": (1, 215)}
 # The attributes that OTB annotates, in attrs.txt or the like beside the boxes.
@@ -106,12 +107,12 @@ def read_boxes(path: Path) -> NDArray[np.float64]:
             boxes.append([])
         if len(boxes[-1]) != 4:
             raise DataError(f"{path}, line {number}: found {line.strip()!r}, expected four numbers: x,y,w,h.")
-    return np.array(boxes, dtype=float).reshape(-1, 4) - [1, 1, 0, 0]
+    return np.array(boxes, dtype=float).reshape(-1, 4) - _FIRST_PIXEL
 
 
 def write_boxes(path: Path, boxes: Items[Items[float]] | NDArray[np.float64]) -> None:
     """Write boxes as :func:`read_boxes` reads them, to the thousandth of a pixel."""
-    table = np.array(boxes, dtype=float).reshape(-1, 4) + [1, 1, 0, 0]
+    table = np.array(boxes, dtype=float).reshape(-1, 4) + _FIRST_PIXEL
     text = "".join(",".join(f"{n:.3f}" for n in row) + "\n" for row in table)
     write_atomically(path, lambda file: file.write(text.encode()))
 

@@ -142,7 +142,7 @@ class Tracker:
         ordered = [boxes[i :: len(regions)] for i in range(len(regions))]
         return BoxRegression(torch.cat(features), torch.cat(ordered), self._box, c.regression_alpha)
 
-    # -------------------------------------------------------------------------------------------------- every next frame
+    # ------------------------------------------------------------------------------------------------- every next frame
 
     def update(self, frame: Any) -> tuple[tuple[float, float, float, float], float]:
         """Find the target in the next frame, and learn from it.
@@ -190,7 +190,7 @@ class Tracker:
         x, y, w, h = result.tolist()
         return (x, y, w, h), score
 
-    # ------------------------------------------------------------------------------------------------- sampling, learning
+    # ----------------------------------------------------------------------------------------------- sampling, learning
 
     def _update(self, frames: int | None) -> None:
         c = self.config

@@ -80,6 +80,7 @@ class VideoFile(Source):
 
     def __init__(self, path: Path):
         import av
+        from av.error import FFmpegError
 
         self._path, self.name = path, path.stem
         try:
@@ -87,12 +88,13 @@ class VideoFile(Source):
                 stream = container.streams.video[0]
                 self.count = stream.frames or None
                 self.rate = Fraction(stream.average_rate or 25)
-        except (av.FFmpegError, IndexError) as error:
+        except (FFmpegError, IndexError) as error:
             raise DataError(f"{path}: cannot be read as a video ({error}).") from error
 
     def frames(self) -> Iterator[Frame | DataError]:
         """Yield the frames; see :meth:`Source.frames`."""
         import av
+        from av.error import FFmpegError
 
         done = 0
         try:
@@ -102,7 +104,7 @@ class VideoFile(Source):
                 for frame in container.decode(stream):
                     yield frame.to_ndarray(format="rgb24")
                     done += 1
-        except av.FFmpegError as error:
+        except FFmpegError as error:
             yield DataError(f"{self._path}: frame {done + 1} cannot be read ({error}); the video is damaged or ends.")
 
 
