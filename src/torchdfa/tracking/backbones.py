@@ -335,7 +335,9 @@ def _load(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
 
 
 BACKBONES: dict[str, Backbone] = {
-    "efficientnet-lite0": Backbone(_lite0, ("block2", "block4", "block10"), (0.498, 0.498, 0.498), (0.502, 0.502, 0.502)),
+    "efficientnet-lite0": Backbone(
+        _lite0, ("block2", "block4", "block10"), (0.498, 0.498, 0.498), (0.502, 0.502, 0.502)
+    ),
     "mobilenet_v2": Backbone(_torchvision("mobilenet_v2", "features"), ("6", "13")),
     "resnet18": Backbone(_torchvision("resnet18"), ("layer2", "layer3")),
     "resnet50": Backbone(_torchvision("resnet50"), ("layer2", "layer3")),
