@@ -137,13 +137,14 @@ def test_the_hardest_negatives_are_those_of_the_highest_scores(trunk, small):
         assert len(expected & set(tracker._hardest(features).tolist())) >= least
 
 
-def test_the_result_is_regressed_and_the_next_frame_starts_from_the_one_that_is_not(trunk, small):
+@pytest.mark.parametrize("leads, ahead", [(False, 5), (True, 0)])
+def test_the_result_is_regressed_and_leads_the_next_search_or_not(trunk, small, leads, ahead):
     frames, boxes = scene(PATH[:3])
-    tracker = Tracker(small, trunk=trunk)
+    tracker = Tracker(dataclasses.replace(small, regression_leads=leads), trunk=trunk)
     tracker.init(frames[0], boxes[0])
     tracker._regression = lambda features, found: found + torch.tensor([5.0, 0, 0, 0])
     box, score = tracker.update(frames[1])
-    assert score > 0 and box[0] == pytest.approx(tracker._box[0].item() + 5, abs=1e-3)
+    assert score > 0 and box[0] == pytest.approx(tracker._box[0].item() + ahead, abs=1e-3)
 
 
 def test_ridge_equals_scikit_learns():

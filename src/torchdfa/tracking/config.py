@@ -61,6 +61,8 @@ class TrackerConfig:
         reach: From the target's middle to the end of the search region, over the mean of its width and height.
         regression_samples: From which the box regression learns in the first frame; 0: no regression.
         regression_alpha: Its ridge penalty.
+        regression_leads: Whether samples and the next search start from the regressed box. MDNet's don't: the regression
+            helps where targets change their shape, and drifts away with small, blurred ones.
 
     Raises:
         ValueError: A setting is out of range.
@@ -106,6 +108,7 @@ class TrackerConfig:
     reach: float = 2.75
     regression_samples: int = 1000
     regression_alpha: float = 1000.0
+    regression_leads: bool = False
 
     def __post_init__(self) -> None:
         large = math.inf

@@ -175,6 +175,8 @@ class Tracker:
             if self._regression is not None:
                 result = self._regression(features[best], boxes[best]).mean(0)
                 result = inside(result[None], *self._size)[0]
+                if c.regression_leads:
+                    self._box = result
             self._remember(
                 self._features(region, self._overlapping(c.update_positives, _POSITIVES, above=0.7)),
                 self._features(region, self._overlapping(c.update_negatives, _NEGATIVES, below=0.3)),
