@@ -61,8 +61,8 @@ class TrackerConfig:
         reach: From the target's middle to the end of the search region, over the mean of its width and height.
         regression_samples: From which the box regression learns in the first frame; 0: no regression.
         regression_alpha: Its ridge penalty.
-        regression_leads: Whether samples and the next search start from the regressed box. MDNet's don't: it helps where
-            targets change their shape, and drifts away with small, blurred ones.
+        regression_leads: Whether samples and the next search start from the regressed box. MDNet's don't: it helps
+            where targets change their shape, and drifts away with small, blurred ones.
 
     Raises:
         ValueError: A setting is out of range.
