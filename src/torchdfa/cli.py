@@ -1,4 +1,4 @@
-"""The command line: ``torchdfa train``, ``compare``, ``reproduce``, ``bench``; options are data classes."""
+"""The command line: ``torchdfa train``, ``compare``, ``reproduce``, ``track``; options are data classes."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ _EPILOG = """examples:
   torchdfa train --data cifar10 --model VGG16 --model.width 0.25 --rule CDFA --out runs/cdfa
   torchdfa train --resume runs/cdfa
   torchdfa bench ops
+  torchdfa track video.mp4 --box 160,83,56,65 --out results
 """
 
 
@@ -56,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("torchdfa"):
             raise
+        extra = "track" if error.name in ("cv2", "av") else "train"
         return _fail(
             f"the package {error.name} is missing. Install what the command line needs: pip install 'torchdfa[{extra}]'"
         )
@@ -69,6 +71,8 @@ def _run(arguments: list[str]) -> int:
     from torchdfa.models import Network
     from torchdfa.ops.bench import BenchConfig
     from torchdfa.rules import Rule
+    from torchdfa.tracking.commands import add_commands
+    from torchdfa.tracking.display import NoDisplayError
     from torchdfa.training import CheckpointError, Interrupted, TrainConfig, TrainingError, to_dict
 
     set_parsing_settings(subclasses_enabled=[Rule, Network])
@@ -126,6 +130,7 @@ def _run(arguments: list[str]) -> int:
     bench.add_argument("--print_config", action="store_true", help=_PRINT)
     commands.add_subcommand("bench", bench, help=_BENCH)
     commands.add_subcommand("hardware", ArgumentParser(description=_HARDWARE), help=_HARDWARE)
+    tracking = add_commands(commands, ArgumentParser)
 
     if len(arguments) > 1 and arguments[0] == "train":
         arguments = ["train", *_with_stored_config(arguments[1:])]
@@ -138,6 +143,7 @@ def _run(arguments: list[str]) -> int:
         "compare": (CompareConfig, _compare, compare),
         "reproduce": (ReproduceConfig, _reproduce, reproduce),
         "bench": (BenchConfig, _bench, bench),
+        **tracking,
     }[command]
     defaults = its_parser.get_defaults().as_dict()
     try:
@@ -155,7 +161,7 @@ def _run(arguments: list[str]) -> int:
         return 130
     except KeyboardInterrupt:
         return 130
-    except (DataError, TrainingError, CheckpointError, CellError, ValueError, OSError) as error:
+    except (DataError, TrainingError, CheckpointError, CellError, NoDisplayError, ValueError, OSError) as error:
         return _fail(str(error), command)
     except ImportError as error:
         if isinstance(error.__cause__, ImportError):  # of an optional package, and says how to install it

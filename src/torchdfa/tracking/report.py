@@ -1,0 +1,240 @@
+"""The page of a comparison of trackers: tables, success and precision plots, frames with boxes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import platform
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import torchdfa
+from torchdfa.tracking.bench import METHODS, Bench, Run
+from torchdfa.tracking.display import draw_box
+from torchdfa.tracking.peers import PEERS
+from torchdfa.tracking.scores import DISTANCES, OVERLAPS, Score, mean
+from torchdfa.tracking.sequences import ATTRIBUTES
+from torchdfa.tracking.video import read_image
+from torchdfa.training import to_dict
+from torchdfa.training.checkpoint import write_atomically
+
+_COLOURS = {
+    "BP 128": "#000000", "BP 64": "#8c8c8c", "DFA 128": "#0072b2", "DFA 64": "#56b4e9", "BDFA 128": "#009e73",
+    "BDFA 64": "#66c2a5", "BDFA uncentred 128": "#b8860b", "BDFA unit 128": "#d55e00", "BDFA unit 64": "#e69f00",
+    "CSRT": "#cc79a7", "KCF": "#f0a0c0", "MIL": "#9467bd",
+}  # fmt: skip
+
+
+def write_report(bench: Bench) -> Path:
+    """Write summary.md, results.csv, plots.png and frames.png from what is finished, and return the page.
+
+    Raises:
+        ValueError: Nothing is finished.
+    """
+    runs = bench.runs()
+    if not runs:
+        raise ValueError(f"{bench.out}: nothing is finished yet.")
+    out = bench.out
+    _write(out / "results.csv", _table_of_runs(runs))
+    _plot(runs, out / "plots.png")
+    clip = _frames(bench, out / "frames.png")
+    page = [
+        "# Trackers side by side", "",
+        f"One-pass evaluation on {len({r.sequence for r in runs})} targets "
+        f"({', '.join(sorted({r.sequence for r in runs}))}), part \"{bench.config.part}\". AUC and P20: mean over the "
+        "targets; ± the deviation of that mean between seeds. Frames a second: mean over the targets, after the first "
+        "frame, without reading the images.", "",
+        *_methods_table(bench, runs), "", "![Success and precision](plots.png)", "",
+        *(["![Frames with the boxes of the methods](frames.png)", ""] if clip else []),
+        *_differences(runs), *_sequences_table(runs), *_attributes_table(runs), *_search_tables(bench),
+        "## Settings", "", f"{_machine()}", "", "```json", json.dumps(_settings(bench), indent=1), "```", "",
+    ]  # fmt: skip
+    _write(out / "summary.md", "\n".join(page))
+    return out / "summary.md"
+
+
+def by_seed(runs: Sequence[Run], method: str) -> list[Score]:
+    """Return the score of each seed of a method, over the targets that all its seeds have finished."""
+    own = [r for r in runs if r.method == method]
+    seeds = sorted({r.seed for r in own})
+    shared = set.intersection(*({r.sequence for r in own if r.seed == seed} for seed in seeds)) if seeds else set()
+    return [mean([r.score for r in own if r.seed == s and r.sequence in shared]) for s in seeds] if shared else []
+
+
+def _methods_table(bench: Bench, runs: Sequence[Run]) -> list[str]:
+    lines = [
+        "| method | targets | seeds | AUC | P20 | frames/s | first frame, s | rates |",
+        "|---|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    for name in _names(runs):
+        own, scores = [r for r in runs if r.method == name], by_seed(runs, name)
+        chosen = bench.chosen(name) if name not in PEERS else None
+        shown = "" if name in PEERS else f"lr × {chosen.lr:g}, hidden × {chosen.hidden:g}" if chosen else "untuned"
+        lines.append(
+            f"| {name} | {len({r.sequence for r in own})} | {len(scores)} | {_spread([s.auc for s in scores])} "
+            f"| {_spread([s.p20 for s in scores])} | {_mean(r.rate for r in own):.1f} "
+            f"| {_mean(r.first for r in own):.2f} | {shown} |"
+        )
+    return lines
+
+
+def _differences(runs: Sequence[Run]) -> list[str]:
+    """Return what the rules differ by at equal batches, with the spread between seeds."""
+    lines = []
+    for name in _names(runs):
+        rule, _, batch = name.rpartition(" ")
+        base = f"BP {batch}"
+        if name in PEERS or rule == "BP" or base not in _names(runs):
+            continue
+        own, other = by_seed(runs, name), by_seed(runs, base)
+        if own and other:
+            gap = _mean(s.auc for s in own) - _mean(s.auc for s in other)
+            spread = math.hypot(_deviation([s.auc for s in own]), _deviation([s.auc for s in other]))
+            lines.append(f"- {name} less {base}: AUC {gap:+.3f}; one deviation between seeds is {spread:.3f}.")
+    return ["## Against back-propagation", "", *lines, ""] if lines else []
+
+
+def _sequences_table(runs: Sequence[Run]) -> list[str]:
+    names = _names(runs)
+    lines = ["## AUC of each target", "", "| target | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
+    for sequence in sorted({r.sequence for r in runs}):
+        cells = [_spread([r.score.auc for r in runs if (r.sequence, r.method) == (sequence, n)]) for n in names]
+        lines.append(f"| {sequence} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def _attributes_table(runs: Sequence[Run]) -> list[str]:
+    there = [a for a in ATTRIBUTES if any(a in r.attributes for r in runs)]
+    if not there:
+        return []
+    names = _names(runs)
+    lines = ["## AUC by attribute", "", "| attribute | targets | " + " | ".join(names) + " |"]
+    lines.append("|---|---:|" + "---:|" * len(names))
+    for attribute in there:
+        own = [r for r in runs if attribute in r.attributes]
+        cells = [_spread([s.auc for s in by_seed(own, n)]) for n in names]
+        lines.append(f"| {attribute} | {len({r.sequence for r in own})} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def _search_tables(bench: Bench) -> list[str]:
+    lines = []
+    for name in bench.config.names:
+        scores = bench.searched(name) if name in METHODS and bench.config.tune else {}
+        if scores:
+            found = ", ".join(f"{t.lr:g} × {t.hidden:g}: {auc:.3f}" for t, auc in scores.items())
+            lines.append(f"- {name}: {found}")
+    head = ["## The search", "", "AUC on the tuning half by learning rate × strength of the hidden layers:", ""]
+    return [*head, *lines, ""] if lines else []
+
+
+def _plot(runs: Sequence[Run], path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure((10, 4.2), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for name in _names(runs):
+        scores = by_seed(runs, name)
+        if not scores:
+            continue
+        whole = mean(scores)
+        style = {"color": _COLOURS.get(name), "ls": "--" if name.endswith("64") else ":" if name in PEERS else "-"}
+        axes[0].plot(OVERLAPS, whole.success, label=f"{name} [{whole.auc:.3f}]", **style)
+        axes[1].plot(DISTANCES, whole.precision, label=f"{name} [{whole.p20:.3f}]", **style)
+    axes[0].set(xlabel="overlap threshold", ylabel="success rate", title="Success, OPE [AUC]", xlim=(0, 1), ylim=(0, 1))
+    axes[1].set(xlabel="centre error, pixels", ylabel="precision", title="Precision, OPE [20 pixels]")
+    axes[1].set(xlim=(0, 50), ylim=(0, 1))
+    for axis in axes:
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=110)
+
+
+def _frames(bench: Bench, path: Path) -> bool:
+    """Draw frames of three targets with our boxes (green), CSRT's (blue) and the annotated ones (white)."""
+    import cv2
+
+    ours = next((n for n in bench.config.names if n.startswith("BDFA")), None)
+    ours = ours or next((n for n in bench.config.names if n in METHODS), None)
+    rows = []
+    for sequence in bench.sequences:
+        boxes = bench.boxes(ours, 0, sequence) if ours else None
+        if boxes is None or len(rows) == 3:
+            continue
+        peer = bench.boxes("CSRT", 0, sequence) if "CSRT" in bench.config.names else None
+        cells = []
+        for i in np.linspace(0, len(sequence.frames) - 1, 5).round().astype(int):
+            picture = draw_box(read_image(sequence.frames[i]), boxes[i], 1.0, f"{sequence.name} {i + 1}")
+            for others, colour in ((sequence.truth, (255, 255, 255)), (peer, (90, 140, 255))):
+                if others is not None and np.isfinite(others[i]).all():
+                    x, y, w, h = (round(n) for n in others[i])
+                    cv2.rectangle(picture, (x, y), (x + w, y + h), colour, 1)
+            cells.append(cv2.resize(picture, (240, 180), interpolation=cv2.INTER_AREA))
+        rows.append(np.hstack(cells))
+    if rows:
+        _, data = cv2.imencode(".png", np.vstack(rows)[:, :, ::-1])
+        write_atomically(path, lambda file: file.write(data.tobytes()))
+    return bool(rows)
+
+
+def _table_of_runs(runs: Sequence[Run]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("method", "seed", "sequence", "auc", "p20", "frames_per_second", "first_frame_seconds"))
+    for r in runs:
+        writer.writerow(
+            (
+                r.method,
+                r.seed,
+                r.sequence,
+                f"{r.score.auc:.6f}",
+                f"{r.score.p20:.6f}",
+                f"{r.rate:.3f}",
+                f"{r.first:.3f}",
+            )
+        )
+    return text.getvalue()
+
+
+def _settings(bench: Bench) -> dict[str, Any]:
+    return {name: value for name, value in to_dict(bench.config).items() if name != "data_root"}
+
+
+def _machine() -> str:
+    threads = torch.get_num_threads()
+    return (
+        f"torchdfa {torchdfa.__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
+        f"{platform.machine()}, {threads} threads."
+    )
+
+
+def _names(runs: Sequence[Run]) -> list[str]:
+    return list(dict.fromkeys(r.method for r in runs))
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return "–"
+    return f"{_mean(values):.3f}" + (f" ± {_deviation(values):.3f}" if len(values) > 1 else "")
+
+
+def _mean(values: Any) -> float:
+    values = [v for v in values if not math.isnan(v)]
+    return statistics.fmean(values) if values else math.nan
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _write(path: Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write(text.encode()))
