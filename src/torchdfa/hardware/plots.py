@@ -21,18 +21,21 @@ _PHASE_COLORS = dict(zip(PHASES, (_GREY, _RED, _BLUE, _GOLD), strict=True))
 
 
 def _draw(path: Path, width: float, height: float, panels: int, fill: Callable[[Any], None]) -> None:
+    import matplotlib.style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=130)
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, panels, squeeze=False)[0]
-    for one in axes:
-        one.grid(axis="y", alpha=0.25)
-        one.set_axisbelow(True)
-        one.spines[["top", "right"]].set_visible(False)
-    fill(axes if panels > 1 else axes[0])
-    write_atomically(path, lambda file: figure.savefig(file, format="png"))
+    # ZigZag, which the cross-checks import, sets fonts for the whole process.
+    with matplotlib.style.context("default"):
+        figure = Figure(figsize=(width, height), layout="constrained", dpi=130)
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(1, panels, squeeze=False)[0]
+        for one in axes:
+            one.grid(axis="y", alpha=0.25)
+            one.set_axisbelow(True)
+            one.spines[["top", "right"]].set_visible(False)
+        fill(axes if panels > 1 else axes[0])
+        write_atomically(path, lambda file: figure.savefig(file, format="png"))
 
 
 def plot_energy(path: Path, measured: Sequence[Measured], title: str) -> None:
