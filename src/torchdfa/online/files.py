@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 import torchdfa
-from torchdfa.convert import conversion_of, cut_of, is_converted
+from torchdfa.convert import conversion_of, is_converted
+from torchdfa.hooks import cut_of
 from torchdfa.online.head import OnlineHead
 from torchdfa.online.layers import build, describe
 from torchdfa.rules import Rule

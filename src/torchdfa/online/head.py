@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torchdfa.convert import conversion_of, convert, cut_of, is_converted, revert
+from torchdfa.convert import conversion_of, convert, is_converted, revert
 from torchdfa.feedback import Feedback
+from torchdfa.hooks import cut_of
 from torchdfa.online.layers import Activation, build_network, read_layers
 from torchdfa.online.linear import linear, through
 from torchdfa.online.update import gradient_norm, update_bias

@@ -1,0 +1,302 @@
+"""Which layers of a model a rule cuts, with what feedback, and where their errors come from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import Tensor, nn
+
+from torchdfa.feedback import Feedback
+from torchdfa.feedback.init import Site
+from torchdfa.feedback.time import Feedbacks, TimeFeedback
+from torchdfa.functional.recurrent import Weights, suffixes, weights_of
+from torchdfa.modular import ModuleRule
+from torchdfa.rules import BP, Rule
+from torchdfa.structure import (
+    CONVOLUTIONS,
+    LAYERS,
+    RECURRENT,
+    Part,
+    Structure,
+    find_parts,
+    inputs_of,
+    read_structure,
+)
+
+
+@dataclass(frozen=True)
+class Span:
+    """A scope, before it is put on a model.
+
+    Attributes:
+        begin: Name of the module with whose forward it begins.
+        end: Name of the module with whose forward it ends.
+        part: The part of that module's output that the error is taken of; None for all of it.
+    """
+
+    begin: str
+    end: str
+    part: str | int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A cut to be made at the input of the module ``name``, or in a recurrent one: the rule, and what serves it."""
+
+    name: str
+    rule: Rule
+    feedback: Feedback | Feedbacks
+    span: Span
+
+
+def assign(model: nn.Module, rule: Rule | Mapping[str, Rule]) -> dict[str, Rule]:
+    """Return the rule of every module that has parameters of its own."""
+    # Layers under torch.nn.utils.parametrize may have no parameters of their own.
+    layers = {
+        n: m
+        for n, m in model.named_modules()
+        if isinstance(m, LAYERS) or next(m.parameters(recurse=False), None) is not None
+    }
+    if isinstance(rule, Rule):
+        chosen = {n: rule if isinstance(m, rule.chooses) else BP() for n, m in layers.items()}
+        if not any(isinstance(m, rule.chooses) for m in layers.values()):
+            raise ValueError(f"{_shown(rule)} fits no layer of {type(model).__name__}; {_listed(layers)}")
+        return chosen
+    if not isinstance(rule, Mapping) or not all(isinstance(r, Rule) for r in rule.values()):
+        raise TypeError(
+            f"convert: rule is {rule!r}, expected a rule such as torchdfa.DFA(), or a dict of pattern to rule."
+        )
+    rules: dict[str, Rule] = {}
+    for pattern, part in rule.items():
+        matching = {n: m for n, m in layers.items() if _matches(n, pattern)}
+        if not matching:
+            raise ValueError(f"the pattern {pattern!r} matches no layer; {_listed(layers)}")
+        if not any(isinstance(m, part.fits) for m in matching.values()):
+            raise ValueError(f"{_shown(part)} fits none of the layers that {pattern!r} matches; {_listed(matching)}")
+        for name, module in matching.items():
+            rules.setdefault(name, part if isinstance(module, part.fits) else BP())
+    return {name: rules.get(name, BP()) for name in layers}
+
+
+def make_plans(
+    model: nn.Module, rule: Rule | Mapping[str, Rule], rules: Mapping[str, Rule], output: str | int | None, example: Any
+) -> list[Plan]:
+    """Return the cuts that a rule makes in a model.
+
+    Args:
+        model: Any module.
+        rule: As it was given.
+        rules: What :func:`assign` made of it.
+        output: As in :func:`torchdfa.convert`.
+        example: As in :func:`torchdfa.convert`.
+
+    Raises:
+        ValueError: A layer can't be cut, a product does not exist, or nothing is cut.
+    """
+    active = [r for r in rules.values() if not isinstance(r, BP) and not r.freezes]
+    if not active:
+        return []
+    parts = _divide(model, rules)
+    entered = [part.begin for part, r in parts if r.between == "network"]
+    structure = read_structure(model, output, example, local=not any(r.wide for r in active), also=entered)
+    network = Span("", structure.end, None if output == structure.end else output)
+    plans = [
+        *_plan_layers(model, rules, structure, network),
+        *_plan_parts(model, rules, parts, structure, network, example),
+    ]
+    if not plans:
+        raise ValueError(
+            f"{_shown(rule)} cuts nothing in {type(model).__name__}: none of its layers lies above another one with "
+            "parameters, on the way to the scope's output. The forward calls "
+            f"{', '.join(map(repr, structure.order)) or 'no layer'}.{_divided(parts)}"
+        )
+    return plans
+
+
+def _plan_layers(model: nn.Module, rules: Mapping[str, Rule], structure: Structure, network: Span) -> list[Plan]:
+    """Make the feedback of every layer to cut under the rules that know layers, not modules."""
+    modules = dict(model.named_modules())
+    wanted = {n: r for n, r in rules.items() if not isinstance(r, BP) and not r.freezes and not r.modular}
+    unseen = [name for name in wanted if name not in structure.order]
+    if unseen:
+        hint = (
+            ""
+            if structure.inputs
+            else " Or pass example=x, if it lies inside a module of torch.nn, which a trace doesn't enter."
+        )
+        raise ValueError(
+            f"{unseen[0]!r} is never called as a layer in the forward (its weights may be used by the module around "
+            "it, as in nn.MultiheadAttention), so it can't be cut. Give it the rule BP: "
+            f"{{{unseen[0]!r}: torchdfa.BP(), ...}}.{hint}"
+        )
+    plans: list[Plan] = []
+    spared: set[Rule] = set()
+    for name in structure.order:
+        rule = wanted.get(name)
+        if rule is None:
+            continue
+        if rule.spares_first and rule not in spared:
+            spared.add(rule)
+            continue
+        if name not in structure.fed or not (rule.local or name in structure.leading):
+            continue
+        layer = modules[name]
+        feedback = rule.feedback(_local_site(name, layer) if rule.local else _site(model, name, layer, structure))
+        if feedback is not None:
+            plans.append(Plan(name, rule, feedback, Span(name, name) if rule.local else network))
+    return plans
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Tell whether a pattern matches a layer, or a module around it."""
+    words = name.split(".")
+    return any(fnmatchcase(".".join(words[:n]), pattern) for n in range(1, len(words) + 1))
+
+
+def _divide(model: nn.Module, rules: Mapping[str, Rule]) -> list[tuple[Part, ModuleRule]]:
+    """Return the modules that the module-wise rules find in a model."""
+    found: list[tuple[Part, ModuleRule]] = []
+    for rule in dict.fromkeys(r for r in rules.values() if isinstance(r, ModuleRule)):
+        layers = [name for name, r in rules.items() if r == rule]
+        found += [(part, rule) for part in find_parts(model, layers, rule.patterns)]
+    return found
+
+
+def _plan_parts(
+    model: nn.Module,
+    rules: Mapping[str, Rule],
+    parts: Sequence[tuple[Part, ModuleRule]],
+    structure: Structure,
+    network: Span,
+    example: Any | None,
+) -> list[Plan]:
+    """Make the feedback of every cut under the module-wise rules."""
+    modules = dict(model.named_modules())
+    inputs = {} if example is None else inputs_of(model, example, {part.begin for part, _ in parts})
+    plans: list[Plan] = []
+    for part, rule in parts:
+        if isinstance(part.module, RECURRENT):
+            plans += _plan_recurrent(part, rule, part.begin in structure.fed)
+            continue
+        if rule.between == "network" and _entered(part, rule, structure):
+            site = _site(model, part.begin, modules[part.begin], structure)
+            plans.append(Plan(part.begin, rule, rule.feedback(site), network))
+        if not (rule.within or rule.between == "module"):
+            continue
+        span = Span(part.begin, part.end)
+        for name, inner, first, inside in _layers_of(part, inputs.get(part.begin)):
+            cut = rule.within if not first else rule.between == "module" and name in structure.fed
+            if cut and rules.get(name) == rule:
+                feedback = rule.feedback(_part_site(part, inner, modules[name], inside))
+                plans.append(Plan(name, rule, feedback, span))
+    return plans
+
+
+def _plan_recurrent(part: Part, rule: ModuleRule, fed: bool) -> list[Plan]:
+    """Make the feedbacks of a recurrent layer: to the states, and to the inputs of its layers."""
+    name, layer = part.begin, part.module
+    if getattr(layer, "proj_size", 0):
+        raise ValueError(f"{name!r} is an LSTM with proj_size, whose states can't be cut. Give it the rule BP.")
+    made = Feedbacks()
+    steps = rule.steps
+    single = not isinstance(layer, nn.RNNBase) or rule.chunk == 1
+    for i, names in enumerate(suffixes(layer)):
+        for suffix in names:
+            w = weights_of(layer, suffix)
+            if steps is not None and not (single and steps == "inner"):
+                site = _matrix_site(f"{name}.time{suffix}", layer, w, w.across)
+                made[f"time{suffix}"] = TimeFeedback(rule.feedback(site), rule.decay, steps)
+            if rule.between is not None and (fed or i):
+                site = _matrix_site(f"{name}.input{suffix}", layer, w, w.inward)
+                made[f"input{suffix}"] = rule.feedback(site)
+    return [Plan(name, rule, made, Span(name, name))] if len(made) else []
+
+
+def _matrix_site(name: str, layer: nn.Module, w: Weights, matrix: Tensor) -> Site:
+    """Return the site of a state or an input of a recurrent layer, whose product is its part in the candidate."""
+    gain, part = {"lstm": (0.25, 2), "gru": (0.25 if matrix is w.across else 0.5, 2)}.get(w.kind, (1.0, 0))
+    rows = matrix.detach()[part * w.hidden : (part + 1) * w.hidden]
+    return Site(name, layer, w.hidden, matrix.shape[1], True, lambda: gain * rows.double())
+
+
+def _entered(part: Part, rule: ModuleRule, structure: Structure) -> bool:
+    if part.begin in structure.fed or part.begin in structure.order:
+        return part.begin in structure.fed and part.begin in structure.leading
+    raise ValueError(
+        f"{type(rule).__name__} sends the network's error to the input of {part.begin!r}, whose shape is not known. "
+        "Pass example=x, an input like the ones you train on."
+    )
+
+
+def _layers_of(part: Part, given: Any | None) -> Iterator[tuple[str, str, bool, Structure]]:
+    """Go through a part's layers: name, name in the part, whether no layer lies below it there, structure."""
+    inside = read_structure(part.module, None, given)
+    for inner in inside.order:
+        if inner in inside.leading:
+            yield part.name(inner), inner, inner not in inside.above, inside
+
+
+def _part_site(part: Part, inner: str, layer: nn.Module, structure: Structure) -> Site:
+    name = part.name(inner)
+    if isinstance(layer, nn.Linear):
+        return replace(_site(part.module, inner, layer, structure), name=name)
+    path = part.paths.path(inner, name)
+
+    def product() -> Tensor:
+        raise NotImplementedError("the product along a path depends on the geometry that is chosen for it")
+
+    return Site(name, layer, path.outputs, path.inputs, False, product, path)
+
+
+def _local_site(name: str, layer: nn.Module) -> Site:
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    matrix = weight.detach().flatten(1)
+    return Site(name, layer, matrix.shape[0], matrix.shape[1], True, matrix.double)
+
+
+def _site(model: nn.Module, name: str, layer: nn.Module, structure: Structure) -> Site:
+    def product() -> Tensor:
+        return structure.product(model, name)
+
+    if structure.output is not None:
+        hidden, output = structure.inputs[name], structure.output
+        if not isinstance(layer, CONVOLUTIONS) and len(hidden) > 1 and hidden[:-1] == output[:-1]:
+            return Site(name, layer, output[-1], hidden[-1], True, product)
+        return Site(name, layer, math.prod(output[1:]), math.prod(hidden[1:]), False, product)
+    if not isinstance(layer, nn.Linear):
+        raise ValueError(
+            f"direct feedback to {name!r}, a {type(layer).__name__}, covers every element of its input map, whose "
+            "size is not known. Pass example=x, an input like the ones you train on."
+        )
+    if structure.errors is None:
+        raise ValueError(
+            f"the width of the scope's output is not known, since {structure.chain_end}. Pass example=x, an input like "
+            "the ones you train on."
+        )
+    return Site(name, layer, structure.errors, layer.in_features, True, product)
+
+
+def _divided(parts: Sequence[tuple[Part, ModuleRule]]) -> str:
+    if not parts:
+        return ""
+    shown = [part.begin if part.begin == part.end else f"{part.begin} to {part.end}" for part, _ in parts]
+    return f" Its modules are {', '.join(map(repr, shown))}; name larger ones by modules=."
+
+
+def _shown(rule: Rule | Mapping[str, Rule]) -> str:
+    return (
+        type(rule).__name__
+        if isinstance(rule, Rule)
+        else " and ".join(sorted({type(r).__name__ for r in rule.values()}))
+    )
+
+
+def _listed(layers: Mapping[str, nn.Module]) -> str:
+    shown = [f"{name!r} ({type(module).__name__})" for name, module in list(layers.items())[:20]]
+    more = f" and {len(layers) - 20} more" if len(layers) > 20 else ""
+    return f"there are {', '.join(shown)}{more}." if shown else "it has no layers with parameters."
