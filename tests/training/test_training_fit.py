@@ -16,7 +16,7 @@ from torchdfa.training import TrainConfig, TrainingError, describe, evaluate, fi
 from torchdfa.training.checkpoint import list_checkpoints
 from torchdfa.training.layout import lay_out
 from torchdfa.training.losses import binary
-from torchdfa.training.run import _drop, _parts
+from torchdfa.training.material import _drop, _parts
 from torchdfa.training.schedule import SCHEDULES
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop, "adam": torch.optim.Adam}
