@@ -36,6 +36,7 @@ class Experiment:
         data: Data sets it can be run on, the default first.
         paper: What the paper reports, by data set.
         angles: Whether every layer's angles are kept.
+        costs: Whether the page tells what error propagation costs, and which rows reach the aim of hybrid rules.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Experiment:
     data: tuple[str, ...] = ("cifar10", "cifar100", "tiny-imagenet100-32")
     paper: Mapping[str, Reported] = field(default_factory=dict)
     angles: bool = False
+    costs: bool = False
 
     def data_of(self, config: ReproduceConfig) -> str:
         """Return the name of the data set.
