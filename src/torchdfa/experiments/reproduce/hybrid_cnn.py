@@ -20,11 +20,11 @@ _RULES: dict[str, Rule] = {
     "FA": FA(),
     "DFA": DFA(),
     "ModuleDFA, 4 groups": ModuleDFA(groups=4),
-    "HybridDFA": HybridDFA(),
     "HybridDFA, 4 groups": HybridDFA(groups=4),
 }
-# What each of these asks: more groups; feedback that starts as the weights; its signs alone; taps side by side.
+# What each of these asks: no groups; more of them; feedback that starts as the weights; its signs alone; taps side by side.
 _VGG: dict[str, Rule] = _RULES | {
+    "HybridDFA": HybridDFA(),
     "HybridDFA, 16 groups": HybridDFA(groups=16),
     "HybridDFA, 4 groups, product": HybridDFA(groups=4, init="product"),
     "HybridDFA, 4 groups, binary product": HybridDFA(groups=4, init="product", binary=True),

@@ -18,7 +18,7 @@ from torchdfa.experiments.reproduce.config import ReproduceConfig
 from torchdfa.experiments.reproduce.experiment import Experiment, Reported
 from torchdfa.experiments.results import Results, Row, score
 from torchdfa.experiments.study import Line
-from torchdfa.language import LanguageModel
+from torchdfa.language import GPT, LanguageModel, RecurrentLM
 from torchdfa.models import Network
 from torchdfa.training.checkpoint import write_atomically
 
@@ -185,7 +185,8 @@ def _settings(found: Sequence[Standing]) -> str:
 
 def _network(model: Network | LanguageModel) -> str:
     width = f" of width {model.width:g}" if hasattr(model, "width") else ""  # type: ignore[attr-defined]
-    return f"{type(model).__name__}{width}"
+    layers = f" and {model.layers} layers" if isinstance(model, (GPT, RecurrentLM)) else ""
+    return f"{type(model).__name__}{width}{layers}"
 
 
 def _headings(measure: Measure) -> tuple[str, ...]:
