@@ -149,7 +149,7 @@ def test_perplexity_and_the_aim(tmp_path):
     assert "- HybridDFA between chunks, LSTM: missed: BP, LSTM is better by more (+19.09" in aim
     row = next(line for line in text.splitlines() if line.startswith("| HybridDFA, sparse head, LSTM |"))
     assert [cell.strip() for cell in row.split("|")[2:-1]][:3] == ["109.25 ± 8.84", "6.77 ± 0.12", "0.01"]
-    assert "+3.99 %" in row  # of the mean logarithm
+    assert "+4.00 %" in row
     assert "a stand-in for the benchmarks of words that are usual" in text
     assert "20 streams of 35 tokens a step, the 2,000 most frequent words, others as <unk>" in text
 
@@ -161,15 +161,15 @@ def test_a_text_from_cell_to_page(tmp_path, monkeypatch):
     tiny = TextScale(400, 2, None, 8, 8, 0.0, 8)
     monkeypatch.setitem(hybrid_text._TEXTS, "tiny-shakespeare", {"small": tiny})
     monkeypatch.setattr(hybrid_text, "_VALIDATION", 100)
-    monkeypatch.setattr(hybrid_text, "LRS", (0.01, 0.02))
+    monkeypatch.setattr(hybrid_text, "LRS", (0.01,))
     rows = ("BP, GPT", "HybridDFA, GPT")
-    config = ReproduceConfig(data_root=str(tmp_path), rows=rows, seeds=2, jobs=1, accelerator="cpu")
+    config = ReproduceConfig(data_root=str(tmp_path), rows=rows, seeds=1, jobs=1, accelerator="cpu")
     runs = reproduce(TRANSFORMER, config, tmp_path / "out", progress=False)
     search = [run for run in runs if run[0].phase == "search"]
     assert {(run[0].method, run[-1].epochs) for run in search} == {(name, 1) for name in rows}
     assert all(run[-1].val_loss > 0 for run in search)
     ended = [run for run in runs if run[0].phase == "final"]
-    assert len(ended) == 4 and all(len(run) == 2 and 0 < run[-1].test_loss < 4 for run in ended)
+    assert len(ended) == 2 and all(len(run) == 2 and 0 < run[-1].test_loss < 4 for run in ended)
     assert all(math.isnan(run[0].test_loss) for run in ended)  # scored at the end alone
     before = (tmp_path / "out/results.csv").read_bytes()
     reproduce(TRANSFORMER, config, tmp_path / "out", progress=False)

@@ -94,10 +94,10 @@ def test_a_state_is_handed_on_within_an_epoch_and_not_beyond():
     with torch.no_grad():
         logits, _ = result.model(short[:80].view(1, -1))
     expected = F.cross_entropy(logits.flatten(0, 1), short[1:]).item()
-    assert [row.train_loss for row in result.history] == pytest.approx([expected] * 2, rel=1e-9)
+    assert [row.train_loss for row in result.history] == pytest.approx([expected] * 2, rel=2e-7)
     with torch.no_grad():
         apart = result.model(short[:80].view(5, 16))[0].flatten(0, 1)
-    assert abs(F.cross_entropy(apart, short[1:]).item() - expected) > 1e-6 * expected
+    assert abs(F.cross_entropy(apart, short[1:]).item() - expected) > 1e-5 * expected
 
 
 @pytest.mark.parametrize("model, rule", [(LSTM, HYBRID), (SMALL_GPT, dfa.KolenPollack())], ids=["lstm", "gpt"])

@@ -22,7 +22,8 @@ _RULES: dict[str, Rule] = {
     "ModuleDFA, 4 groups": ModuleDFA(groups=4),
     "HybridDFA, 4 groups": HybridDFA(groups=4),
 }
-# What each of these asks: no groups; more of them; feedback that starts as the weights; its signs alone; taps side by side.
+# What each of these asks: no groups; more of them; feedback that starts as the weights; its signs alone; taps side by
+# side.
 _VGG: dict[str, Rule] = _RULES | {
     "HybridDFA": HybridDFA(),
     "HybridDFA, 16 groups": HybridDFA(groups=16),
