@@ -38,6 +38,7 @@ _EPILOG = """examples:
   torchdfa reproduce table1 --scale small
   torchdfa train --rule CBDFA --rule.init product --lr 0.02
   torchdfa train --data cifar10 --model VGG16 --model.width 0.25 --rule CDFA --out runs/cdfa
+  torchdfa train --data tiny-shakespeare --model GPT --rule HybridDFA --optimizer adam --lr 2e-3
   torchdfa train --resume runs/cdfa
   torchdfa bench ops
   torchdfa track video.mp4 --box 160,83,56,65 --out results
@@ -68,6 +69,7 @@ def _run(arguments: list[str]) -> int:
 
     from torchdfa.data import DataError
     from torchdfa.experiments import EXPERIMENTS, CellError, CompareConfig, ReproduceConfig
+    from torchdfa.language import LanguageModel
     from torchdfa.models import Network
     from torchdfa.ops.bench import BenchConfig
     from torchdfa.rules import Rule
@@ -75,7 +77,7 @@ def _run(arguments: list[str]) -> int:
     from torchdfa.tracking.display import NoDisplayError
     from torchdfa.training import CheckpointError, Interrupted, TrainConfig, TrainingError, to_dict
 
-    set_parsing_settings(subclasses_enabled=[Rule, Network])
+    set_parsing_settings(subclasses_enabled=[Rule, Network, LanguageModel])
     parser = ArgumentParser(
         prog="torchdfa",
         description="Train networks by sending the output error directly to each layer. Words in options may be joined "
@@ -181,7 +183,7 @@ def _train(config: TrainConfig, options: dict[str, Any]) -> int:
     except Interrupted as stop:
         raise Interrupted(f"{stop}. Go on with: torchdfa train --resume {out}") from None
     if not distributed.is_initialized() or distributed.get_rank() == 0:
-        print(describe(result.history[-1], config.epochs))
+        print(describe(result.history[-1], config))
         print(f"written to {out}: model.safetensors, metrics.csv, config.json")
     return 0
 

@@ -9,7 +9,7 @@ torch.Size([1, 8, 10])
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,18 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageModel:
-    """What all language models have in common."""
+    """What all language models have in common: ``build`` makes a module whose last layer is ``head``.
+
+    Attributes:
+        stateful: The module takes a state beside the tokens, and returns one beside the logits.
+    """
+
+    stateful: ClassVar[bool] = False
+
+    @property
+    def longest(self) -> int | None:
+        """Most tokens that the module takes; None for any number."""
+        return None
 
     def build(self, vocabulary: int) -> nn.Module:
         """Make the model, its weights drawn from torch's global random generator.
@@ -45,6 +56,8 @@ class RecurrentLM(LanguageModel):
     width: int = 200
     dropout: float = 0.0
 
+    stateful = True
+
     def build(self, vocabulary: int) -> nn.Module:
         """Make the model: tokens (N, T), and a state or None, to logits (N, T, vocabulary) and the state."""
         return _Recurrent(self, vocabulary)
@@ -67,6 +80,11 @@ class GPT(LanguageModel):
     width: int = 128
     context: int = 128
     dropout: float = 0.0
+
+    @property
+    def longest(self) -> int:
+        """Most tokens that the module takes."""
+        return self.context
 
     def build(self, vocabulary: int) -> nn.Module:
         """Make the model: tokens (N, T) to logits (N, T, vocabulary).

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from torchdfa.data import DataError, Segments, load_text
+from torchdfa.data import Corpus, DataError, Segments, TextBatches, load_text
 from torchdfa.data.sources import data_root
 
 
@@ -71,3 +71,59 @@ def test_the_real_texts(name, vocabulary, tokens):
     corpus = load_text(name)
     assert len(corpus.vocabulary) == vocabulary
     assert [len(t) for t in (corpus.train, corpus.validation, corpus.test)] == tokens
+
+
+def test_the_most_frequent_tokens_are_kept():
+    text = torch.tensor([0, 1, 1, 2, 2, 2, 3, 4])
+    corpus = Corpus("t", ("a", "b", "c", "<unk>", "d"), text, torch.tensor([3, 2, 4]), torch.tensor([1, 0]))
+    few = corpus.most_frequent(3)
+    assert few.vocabulary == ("<unk>", "c", "b")
+    assert [part.tolist() for part in (few.train, few.validation, few.test)] == [
+        [0, 2, 2, 1, 1, 1, 0, 0], [0, 1, 0], [2, 0]
+    ]  # fmt: skip
+    assert corpus.most_frequent(5) is corpus
+    with pytest.raises(DataError, match="vocabulary=1, expected 2 or more"):
+        corpus.most_frequent(1)
+
+
+TEXT = torch.arange(1000)
+
+
+def test_ordered_batches_are_the_segments_and_every_token_is_counted():
+    batches, segments = TextBatches(TEXT, 3, 40), Segments(TEXT, 3, 40)
+    assert len(batches) == len(segments) == 9
+    for i, ((x, y), (a, b)) in enumerate(zip(batches.epoch(5), segments, strict=True)):
+        assert torch.equal(x, a) and torch.equal(y, b.flatten()) and batches.count(i) == len(y)
+    assert torch.equal(next(batches.epoch(0, 8))[0], segments[8][0])
+
+
+def test_windows_lie_apart_and_are_drawn_anew_every_epoch():
+    batches = TextBatches(TEXT, 4, 30, shuffle=True, seed=1)
+    pairs = list(batches.epoch(0))
+    assert len(pairs) == len(batches) == 8 and {batches.count(i) for i in range(8)} == {120}
+    seen = torch.cat([x.flatten() for x, _ in pairs])
+    assert len(seen.unique()) == len(seen) == 960
+    for x, y in pairs:
+        assert torch.equal(y.view(4, 30), x + 1) and torch.equal(x[:, 1:], x[:, :-1] + 1)
+    again, later = list(batches.epoch(0, 3)), list(batches.epoch(1))
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(pairs[3:], again, strict=True))
+    first = lambda batch: {int(row[0]) % 30 for row in batch[0]}  # noqa: E731
+    assert first(pairs[0]) != first(later[0]) and first(later[0]) == first(later[1])
+    other = TextBatches(TEXT, 4, 30, shuffle=True, seed=2)
+    assert not torch.equal(next(other.epoch(0))[0], pairs[0][0])
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_ranks_share_the_rows_of_a_batch(shuffle):
+    whole = TextBatches(TEXT, 5, 30, shuffle=shuffle)
+    parts = [TextBatches(TEXT, 5, 30, shuffle=shuffle, rank=r, world_size=2) for r in range(2)]
+    for (x, y), (a, _), (b, target) in zip(whole.epoch(0), *(p.epoch(0) for p in parts), strict=True):
+        assert torch.equal(x[::2], a) and torch.equal(x[1::2], b)
+        assert torch.equal(y.view(x.shape)[1::2].flatten(), target)
+
+
+def test_texts_that_are_too_short():
+    with pytest.raises(ValueError, match="10 tokens make no batch of 3 windows of 4 tokens"):
+        TextBatches(TEXT[:10], 3, 4, shuffle=True)
+    with pytest.raises(ValueError, match="batch_size=1, expected a stream for each of 2 processes"):
+        TextBatches(TEXT, 1, 4, world_size=2)

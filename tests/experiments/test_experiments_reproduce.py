@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from torchdfa.data import DataError
+from torchdfa.data import TEXTS, DataError
 from torchdfa.experiments import EXPERIMENTS, ReproduceConfig, reproduce, study, write_page
 from torchdfa.experiments.layers import keep_angles, read_angles
 from torchdfa.experiments.markdown import spread, table
@@ -40,7 +40,7 @@ def epoch(number, **values):
 def pretend(monkeypatch):
     """Make up results: a function of a cell gives its accuracy, or None to diverge. No data is loaded."""
     ran = []
-    monkeypatch.setattr(module, "load", lambda name, root: None)
+    monkeypatch.setattr(module, "load_any", lambda name, root: None)
 
     def arrange(accuracy):
         def run_cells(cells, folder, workers):
@@ -59,9 +59,14 @@ def pretend(monkeypatch):
             size = cell.config.train_size or 50000
             if value is None:
                 return rows_of(cell, [], "the loss is nan", size)
-            part = "val_top1" if cell.phase == "search" else "test_top1"
+            part = "val" if cell.phase == "search" else "test"
             epochs = cell.config.epochs
-            return rows_of(cell, [epoch(i, **{part: value * i / epochs}) for i in range(1, epochs + 1)], "", size)
+            # Of a text, what stands for an accuracy of 60 % is a loss of 1.
+            scores = [
+                {f"{part}_loss": 60 / value} if cell.config.data in TEXTS else {f"{part}_top1": value * i / epochs}
+                for i in range(1, epochs + 1)
+            ]
+            return rows_of(cell, [epoch(i, **s) for i, s in enumerate(scores, 1)], "", size)
 
         monkeypatch.setattr(study, "run_cells", run_cells)
         return ran

@@ -44,7 +44,7 @@ CHANGES = [
     {"rule": dfa.BDFA(seed=1)}, {"rule": {"classifier.*": dfa.Frozen()}}, {"precision": "64-true"},
     {"loss": "binary"}, {"refresh": 1}, {"optimizer": "adam"},
     {"weight_decay": 0.0}, {"momentum": 0.5}, {"batch_size": 51}, {"schedule": "step"},
-    {"head_lr": 2.0}, {"channels_last": True}, {"alignment": 1},
+    {"head_lr": 2.0}, {"channels_last": True}, {"alignment": 1}, {"score_every": 2}, {"vocabulary": 9}, {"sequence": 8},
 ]  # fmt: skip
 
 

@@ -161,6 +161,10 @@ def test_other_settings_are_refused_by_name(tmp_path):
     with pytest.raises(CheckpointError, match=r"lr: 0\.2, 0\.1; model\.init_args\.width: 2, 1\.$"):
         load_checkpoint(tmp_path, other)
     assert load_checkpoint(tmp_path, CONFIG | {"data_root": "/elsewhere"}) == {"n": 1}
+    # What a later version adds is no difference as long as it is the default.
+    assert load_checkpoint(tmp_path, CONFIG | {"sequence": 64}) == {"n": 1}
+    with pytest.raises(CheckpointError, match="sequence: 65, 64"):
+        load_checkpoint(tmp_path, CONFIG | {"sequence": 65})
 
 
 def test_a_runs_checkpoints(quick, run, tmp_path):
@@ -171,7 +175,7 @@ def test_a_runs_checkpoints(quick, run, tmp_path):
     assert set(content) == {"format", "torchdfa", "config", "state"}
     assert json.loads(content["config"]) == to_dict(config) and content["torchdfa"] == dfa.__version__
     state = content["state"]
-    assert set(state) == {"model", "optimizer", "place", "history", "angles", "random"}
+    assert set(state) == {"model", "optimizer", "place", "history", "angles", "random", "carried"}
     assert all(torch.equal(v, state["model"][k]) for k, v in result.model.state_dict().items())
     assert any("feedback" in name for name in state["model"])
     assert len(state["history"]) == 2 and {a["epoch"] for a in state["angles"]} == {1, 2}

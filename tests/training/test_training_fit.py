@@ -16,7 +16,7 @@ from torchdfa.training import TrainConfig, TrainingError, describe, evaluate, fi
 from torchdfa.training.checkpoint import list_checkpoints
 from torchdfa.training.layout import lay_out
 from torchdfa.training.losses import binary
-from torchdfa.training.run import _drop, _parts
+from torchdfa.training.material import _drop, _parts
 from torchdfa.training.schedule import SCHEDULES
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop, "adam": torch.optim.Adam}
@@ -344,20 +344,21 @@ def test_few_classes_have_no_top5(quick):
 
 
 def test_describe_leaves_out_what_was_not_measured(quick, run):
-    first, last = run(quick(validation=100)).history
+    config = quick(validation=100)
+    first, last = run(config).history
     assert (
-        "epoch 1/2: train " in describe(first, 2)
-        and ", val " in describe(first, 2)
-        and "test" not in describe(first, 2)
+        "epoch 1/2: train " in describe(first, config)
+        and ", val " in describe(first, config)
+        and "test" not in describe(first, config)
     )
-    assert ", test " in describe(last, 2)
+    assert ", test " in describe(last, config)
 
 
 def test_data_is_loaded_by_name(quick, same, digits, monkeypatch):
     from torchdfa.training import loop
 
     asked = []
-    monkeypatch.setattr(loop, "load", lambda name, root: asked.append((name, root)) or digits)
+    monkeypatch.setattr(loop, "load_any", lambda name, root: asked.append((name, root)) or digits)
     fit(quick(data="some", data_root="/there", epochs=1), progress=False)
     assert asked == [("some", "/there")]
 

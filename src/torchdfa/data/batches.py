@@ -96,6 +96,10 @@ class Batches:
         """Return the number of batches in an epoch, the same for every rank."""
         return self._batches
 
+    def count(self, index: int) -> int:
+        """Return the number of images in a batch, over all ranks together."""
+        return min(self.batch_size, self._size - index * self.batch_size)
+
     def epoch(self, number: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Go through an epoch, from batch ``start`` on.
 
@@ -118,7 +122,7 @@ class Batches:
     def _order(self, number: int) -> Tensor:
         if not self._shuffle:
             return torch.arange(self._size, device=self._labels.device)
-        order = torch.randperm(self._size, generator=self._generator(number, _ORDER))
+        order = torch.randperm(self._size, generator=generator(self._seed, number, _ORDER))
         return order.to(self._labels.device)
 
     def _batch(self, number: int, index: int, order: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,18 +130,19 @@ class Batches:
         indices = everyone[self._rank :: self._world_size]
         images = self._images.index_select(0, indices)
         if self._padding:
-            choices = draw_augmentation(len(everyone), self._padding, self._generator(number, index))
+            choices = draw_augmentation(len(everyone), self._padding, generator(self._seed, number, index))
             images = augment(images, self._padding, *(c[self._rank :: self._world_size] for c in choices))
         # Reordering the bytes costs a quarter of reordering the floats.
         images = images.contiguous(memory_format=self._memory_format)
         images = images.float().mul_(self._scale).add_(self._shift).to(self._dtype)
         return images, self._labels.index_select(0, indices)
 
-    def _generator(self, number: int, index: int) -> torch.Generator:
-        # A hash keeps apart what a sum of seed, epoch and index would mix up.
-        key = f"{self._seed} {number} {index}".encode()
-        digest = hashlib.blake2b(key, digest_size=8).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+
+def generator(*parts: int) -> torch.Generator:
+    """Return a source of randomness that depends on the numbers alone."""
+    # A hash keeps apart what a sum of seed, epoch and index would mix up.
+    digest = hashlib.blake2b(" ".join(map(str, parts)).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
 
 def draw_augmentation(count: int, padding: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,6 +14,7 @@ from torchdfa.data.folder import load_folder
 from torchdfa.data.idx import FASHION_MNIST, MNIST, load_idx
 from torchdfa.data.images import Dataset, ImageSet, resize
 from torchdfa.data.sources import data_root
+from torchdfa.data.text import TEXTS, Corpus, load_text
 
 Loader = Callable[[Path, bool], tuple[ImageSet, ImageSet]]
 
@@ -32,6 +33,11 @@ FOLDER_PREFIX = "folder:"
 def names() -> tuple[str, ...]:
     """Return the names that ``load`` knows, besides image folders."""
     return tuple(DATASETS)
+
+
+def load_any(name: str, root: Path | str | None = None) -> Dataset | Corpus:
+    """Load a set of images as :func:`load` does, or a text as :func:`torchdfa.data.load_text` does, by its name."""
+    return load_text(name, root) if name in TEXTS else load(name, root)
 
 
 def load(name: str, root: Path | str | None = None, download: bool = True, *, image_size: int | None = None) -> Dataset:
@@ -66,6 +72,7 @@ def _folder(name: str) -> Path:
     if name.startswith(FOLDER_PREFIX) or (name and path.is_dir()):
         return path
     raise DataError(
-        f"unknown data set {name!r}; expected one of {', '.join(names())}, or an image folder as "
+        f"unknown data set {name!r}; expected one of {', '.join(names())}, the text {' or '.join(TEXTS)}, or an image "
+        "folder as "
         f"{FOLDER_PREFIX}PATH or the path of an existing folder"
     )

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from torchdfa.data.batches import generator
 from torchdfa.data.errors import DataError
 from torchdfa.data.sources import damaged, data_root, missing, places, read_bytes
 
-_END = "<eos>"
+_END, _UNKNOWN = "<eos>", "<unk>"
 # Shares of tiny Shakespeare that are held out, at its end: for validation, for the test.
 _HELD_OUT = 20
 
@@ -34,6 +35,28 @@ class Corpus:
     train: Tensor
     validation: Tensor
     test: Tensor
+
+    def most_frequent(self, count: int) -> Corpus:
+        """Return the text with a vocabulary of the training part's most frequent tokens, all others being ``<unk>``.
+
+        Args:
+            count: Of tokens, ``<unk>`` being one.
+
+        Raises:
+            DataError: The count is below 2.
+        """
+        if count < 2:
+            raise DataError(f"vocabulary={count}, expected 2 or more tokens")
+        if count >= len(self.vocabulary):
+            return self
+        often = torch.bincount(self.train, minlength=len(self.vocabulary)).argsort(descending=True, stable=True)
+        kept = [i for i in often.tolist() if self.vocabulary[i] != _UNKNOWN][: count - 1]
+        index = torch.zeros(len(self.vocabulary), dtype=torch.int64)
+        index[kept] = torch.arange(1, count)
+        words = (_UNKNOWN, *(self.vocabulary[i] for i in kept))
+        return replace(
+            self, vocabulary=words, train=index[self.train], validation=index[self.validation], test=index[self.test]
+        )
 
 
 def load_text(name: str, root: Path | str | None = None) -> Corpus:
@@ -83,6 +106,9 @@ def _shakespeare(root: Path) -> Corpus:
 
 
 TEXTS: dict[str, Callable[[Path], Corpus]] = {"wikitext-2": _wikitext, "tiny-shakespeare": _shakespeare}
+
+# How many tokens their vocabularies have.
+VOCABULARIES = {"wikitext-2": 33278, "tiny-shakespeare": 65}
 
 
 def _folder(title: str, root: Path, names: tuple[str, ...], files: tuple[str, ...], hint: str) -> Path:
@@ -139,3 +165,76 @@ class Segments:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Go through the batches in order."""
         return (self[i] for i in range(len(self)))
+
+
+class TextBatches:
+    """Batches of a text for a training loop: a function of seed, epoch and index alone, as :class:`Batches`.
+
+    Ordered, the batches of an epoch follow one another as :class:`Segments` do. Shuffled, they are windows of the text
+    that don't overlap, in an order and from a beginning that each epoch draws anew.
+
+    Args:
+        tokens: The text, int64 (T,).
+        batch_size: Streams or windows a batch, over all ranks together.
+        sequence: Tokens of each.
+        shuffle: Whether to draw windows.
+        seed: Of the windows.
+        device: Of the batches.
+        rank: Index of this process, which takes the rows ``rank::world_size``.
+        world_size: Number of processes.
+
+    Raises:
+        ValueError: The text is too short for a batch.
+    """
+
+    def __init__(
+        self,
+        tokens: Tensor,
+        batch_size: int,
+        sequence: int,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        if batch_size < world_size:
+            raise ValueError(f"batch_size={batch_size}, expected a stream for each of {world_size} processes or more")
+        self._tokens, self._sequence, self._seed = tokens.to(device), sequence, seed
+        self._batch_size, self._mine = batch_size, slice(rank, None, world_size)
+        self._segments = None if shuffle else Segments(self._tokens, batch_size, sequence)
+        # One window less than the text holds, so that all may begin later; the token after the last is a target.
+        self._windows = (len(tokens) - 1) // sequence - 1
+        if shuffle and self._windows < batch_size:
+            raise ValueError(f"{len(tokens)} tokens make no batch of {batch_size} windows of {sequence} tokens")
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch."""
+        return self._windows // self._batch_size if self._segments is None else len(self._segments)
+
+    def count(self, index: int) -> int:
+        """Return how many tokens are to be told in a batch, over all ranks together."""
+        if self._segments is None:
+            return self._batch_size * self._sequence
+        return self._batch_size * min(self._sequence, self._segments.length - index * self._sequence)
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Go through an epoch, from batch ``start`` on.
+
+        Returns:
+            Iterator over pairs: tokens (B, T), and the ones that follow each, (B · T,).
+        """
+        if self._segments is not None:
+            pairs = (self._segments[i] for i in range(start, len(self)))
+        else:
+            draw = generator(self._seed, number)
+            begin = int(torch.randint(self._sequence, (), generator=draw))
+            order = torch.randperm(self._windows, generator=draw)
+            pairs = (self._window(begin, order, i) for i in range(start, len(self)))
+        return ((x[self._mine], y[self._mine].flatten()) for x, y in pairs)
+
+    def _window(self, begin: int, order: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        chosen = order[index * self._batch_size : (index + 1) * self._batch_size] * self._sequence + begin
+        places = (chosen[:, None] + torch.arange(self._sequence)).to(self._tokens.device)
+        return self._tokens[places], self._tokens[places + 1]

@@ -15,6 +15,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from torchdfa.experiments.measure import measure_of
 from torchdfa.rules import Rule
 from torchdfa.training import EpochResult, TrainConfig
 from torchdfa.training.checkpoint import write_atomically
@@ -58,7 +59,7 @@ class Row:
         experiment: Name of the experiment.
         scale: Its size.
         dataset: Name of the data.
-        train_size: Training images, held-out ones included.
+        train_size: Training images, held-out ones included; of a text, tokens.
         method: Name of the method in tables.
         init: Of the feedback: random or product.
         options: Network, rule and all other settings that are not the defaults.
@@ -72,14 +73,16 @@ class Row:
         epochs: That the run was to have.
         train_loss: Mean over the epoch.
         train_top1: Likewise.
-        val_top1: On the held-out images.
-        test_top1: On the test images.
+        val_top1: On the held-out images or text.
+        test_top1: On the test images or text.
         test_top5: Likewise.
         step_seconds: Median of the epoch's steps.
         trunk_angle: Between the trunk's gradient and the true one, in degrees.
         trunk_ratio: Length of the trunk's gradient over that of the true one.
         problem: Why the run ended before its last epoch; empty if it did not.
         key: The run's name, a hash of its settings.
+        val_loss: Mean on the held-out images or text; the logarithm of a text's perplexity.
+        test_loss: Likewise on the test images or text.
     """
 
     experiment: str
@@ -107,6 +110,8 @@ class Row:
     trunk_ratio: float
     problem: str
     key: str
+    val_loss: float = math.nan
+    test_loss: float = math.nan
 
 
 _FIELDS = tuple(f.name for f in dataclasses.fields(Row))
@@ -115,6 +120,8 @@ _MEASURED = tuple(f.name for f in dataclasses.fields(EpochResult) if f.name in _
 _KINDS: dict[str, Any] = {
     f.name: {"int": int, "float": float, "str": str}[str(f.type)] for f in dataclasses.fields(Row)
 }
+# Columns that files of earlier versions lack.
+_LATER = ("val_loss", "test_loss")
 _EMPTY = {int: "", float: "nan", str: ""}
 
 
@@ -136,7 +143,8 @@ class Results:
         # A last line without an end was cut off, perhaps in the middle of its key.
         text = text[: text.rfind(b"\n") + 1].decode()
         reader = csv.DictReader(io.StringIO(text, newline=""))
-        if tuple(reader.fieldnames or ()) != _FIELDS:
+        columns = tuple(reader.fieldnames or ())
+        if columns not in (_FIELDS, tuple(f for f in _FIELDS if f not in _LATER)):
             raise ValueError(
                 f"{self.path} has the columns {reader.fieldnames}, expected {list(_FIELDS)}. Move it away."
             )
@@ -214,11 +222,16 @@ def rows_of(cell: Cell, history: Sequence[EpochResult], problem: str, train_size
 
 
 def score(run: Sequence[Row]) -> float:
-    """Return a run's last accuracy on held-out (search) or test images (final); minus infinity if it diverged."""
+    """Return how well a run ended, more being better: minus infinity if it diverged.
+
+    It is the accuracy on held-out (search) or test images (final); of a text, minus the perplexity.
+    """
     last = run[-1]
     if last.problem:
         return -math.inf
-    return last.val_top1 if last.phase == "search" else last.test_top1
+    measure = measure_of(last.dataset)
+    value = measure.of(last, "val" if last.phase == "search" else "test")
+    return -value if measure.falls else value
 
 
 def _rules(config: TrainConfig) -> list[Rule]:
@@ -240,7 +253,7 @@ def changed(value: Any) -> Any:
 
 
 # Settings that have a column of their own, or are no part of what a run's row tells.
-_COLUMNS = {f.name for f in dataclasses.fields(Row)} | {"data", "data_root", "validation", "alignment"}
+_COLUMNS = {f.name for f in dataclasses.fields(Row)} | {"data", "data_root", "validation", "alignment", "score_every"}
 
 
 def _options(config: TrainConfig) -> str:
@@ -270,7 +283,7 @@ def _parse(line: Mapping[str, Any]) -> Row | None:
     if not line["key"]:
         return None
     try:
-        return Row(**{name: kind(line[name] or _EMPTY[kind]) for name, kind in _KINDS.items()})
+        return Row(**{name: kind(line.get(name) or _EMPTY[kind]) for name, kind in _KINDS.items()})
     except (TypeError, ValueError, KeyError):
         return None
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from torchdfa.data import Dataset, load
+from torchdfa.data import Corpus, Dataset, load_any
 from torchdfa.experiments.layers import keep_angles
 from torchdfa.experiments.results import Cell, Results, Row, rows_of
 from torchdfa.training import EpochResult, Interrupted, TrainingError, fit, to_dict
@@ -146,9 +146,9 @@ def _end_with_parent() -> None:
 
 
 @lru_cache(maxsize=1)
-def dataset(name: str, root: str | None) -> Dataset:
+def dataset(name: str, root: str | None) -> Dataset | Corpus:
     """Load a data set once a process."""
-    return load(name, root)
+    return load_any(name, root)
 
 
 def _work(cell: Cell, folder: Path, accelerator: str) -> str:

@@ -54,7 +54,8 @@ class Budget:
         lrs: Learning rates of the first trials. A single one, without further trials, is taken without a search.
         widenings: How often the grid may grow beyond an edge.
         more: Further trials.
-        validation: Training images held out in the search.
+        validation: Training images held out in the search; of a text, tokens of its validation part.
+        trial_epochs: Epochs of a trial; as many as a last run's by default.
         seeds: Runs of the best trial.
     """
 
@@ -62,6 +63,7 @@ class Budget:
     widenings: int = 2
     more: int = 0
     validation: int = 1000
+    trial_epochs: int | None = None
     seeds: int = 5
 
     @property
@@ -108,6 +110,7 @@ class Line:
         changes: dict[str, Any] = {"lr": trial.lr, "seed": seed, "validation": validation}
         if validation:
             changes["alignment"] = 0  # a search asks for nothing but the score
+            changes["epochs"] = self.budget.trial_epochs or config.epochs
         changes["rule"] = seeded(config.rule, seed)
         if second is not None and self.tunes_feedback:
             changes["rule"] = _scaled(changes["rule"], second)
@@ -219,13 +222,17 @@ def _more(line: Line, scores: Mapping[Trial, float]) -> Iterator[Trial]:
     """Draw the further trials of a line."""
     first = {trial: s for trial, s in scores.items() if trial == Trial(trial.lr)}
     lr = _best(first).lr
-    values = FEEDBACK_SCALES if line.tunes_feedback else WEIGHT_DECAYS
+    values = FEEDBACK_SCALES if line.tunes_feedback else _own_first(WEIGHT_DECAYS, line.config.weight_decay)
     heads = HEAD_LRS if line.config.head_lr else (HEAD_LRS[0],)
     grid = list(itertools.product((lr / 2, lr, 2 * lr), values, heads))
     # Those at the first value and rate are on the grid of the first trials.
     grid = [point for point in grid if point[1:] != (values[0], HEAD_LRS[0])]
     for rate, second, head_lr in random.Random(line.name).sample(grid, line.budget.more):
         yield Trial(rate, None if second == values[0] else second, None if head_lr == HEAD_LRS[0] else head_lr)
+
+
+def _own_first(values: Sequence[float], own: float) -> tuple[float, ...]:
+    return own, *(value for value in values if value != own)
 
 
 def _scaled(rule: Rule | dict[str, Rule], scale: float) -> Rule | dict[str, Rule]:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import torchdfa
-from torchdfa.training.config import differences
+from torchdfa.training.config import TrainConfig, differences, to_dict
 
 FORMAT = 1
 _NAME = re.compile(r"checkpoint-(\d+)\.pt")
@@ -116,7 +116,9 @@ def demand_same(path: Path, here: Mapping[str, Any], there: Mapping[str, Any]) -
     Raises:
         CheckpointError: They differ; the message names the file and each setting.
     """
-    here, there = ({k: v for k, v in settings.items() if k not in _FREE} for settings in (here, there))
+    # A file of an earlier version lacks later settings, which had what is now their default.
+    defaults = to_dict(TrainConfig())
+    here, there = ({k: v for k, v in {**defaults, **settings}.items() if k not in _FREE} for settings in (here, there))
     if changed := differences(here, there):
         raise CheckpointError(
             f"{path} was made by another run; these settings differ (name: here, in the file): {'; '.join(changed)}."

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from torchdfa.data import TEXTS
+from torchdfa.language import LanguageModel
 from torchdfa.models import Network, SmallConv
 from torchdfa.rules import BP, Rule
 from torchdfa.training.schedule import SCHEDULES, Schedule
@@ -21,20 +23,25 @@ class TrainConfig:
     """The settings of a training run.
 
     Args:
-        data: digits, cifar10, cifar100, tiny-imagenet100-32, mnist, fashion-mnist, or the path of an image folder.
+        data: digits, cifar10, cifar100, tiny-imagenet100-32, mnist, fashion-mnist, or the path of an image folder; or a
+            text, wikitext-2 or tiny-shakespeare.
         data_root: Folder of all data. By default the environment variable TORCHDFA_DATA, then a cache folder.
-        train_size: Use a class-balanced, seeded subset of this many training images; all of them by default.
+        train_size: Use a class-balanced, seeded subset of this many training images, or a text's first tokens; all of
+            them by default.
         validation: Hold out this many of these training images, and score those after every epoch instead of the test
-            images, which are then scored once, at the end.
+            images, which are then scored once, at the end. Of a text: this many tokens of its own validation part.
         augment: Random flips and 4-pixel crops of the training images.
-        model: The network.
+        vocabulary: Keep this many of a text's most frequent tokens, the others becoming <unk>; all by default.
+        sequence: Tokens of a text that a step sees in each of ``batch_size`` streams. A recurrent model's streams go on
+            from step to step, its state with them; others see windows of the text, drawn anew every epoch.
+        model: The network; for a text a language model, GPT or RecurrentLM.
         rule: The rule that it learns by, or a rule a pattern of module names.
         loss: "cross_entropy": softmax over the classes. "binary": a logistic unit a class and the sum of their binary
             cross-entropies (Nøkland 2016). The error at the logits is p - y in both.
         refresh: Make the feedback anew, product feedback from the weights of that time, after every so many epochs; 0:
             never.
-        epochs: Passes over the training images.
-        batch_size: Images a step, over all processes together.
+        epochs: Passes over the training images or text.
+        batch_size: Images, or streams of a text, a step, over all processes together.
         optimizer: SGD with momentum, RMSprop or Adam.
         lr: Peak learning rate.
         head_lr: Learning rate of the fully connected head, relative to that of the trunk; 0 freezes the head.
@@ -47,6 +54,7 @@ class TrainConfig:
             32-true.
         channels_last: Keep images and convolutions in the channels-last layout; "auto": where there are convolutions.
         alignment: Log the angles between the rule's gradient and the true one after every so many epochs; 0: never.
+        score_every: Score after every so many epochs, and after the last.
     """
 
     data: str = "digits"
@@ -54,7 +62,9 @@ class TrainConfig:
     train_size: int | None = None
     validation: int = 0
     augment: bool = False
-    model: Network = field(default_factory=SmallConv)
+    vocabulary: int | None = None
+    sequence: int = 64
+    model: Network | LanguageModel = field(default_factory=SmallConv)
     rule: Rule | dict[str, Rule] = field(default_factory=BP)
     loss: Loss = "cross_entropy"
     refresh: int = 0
@@ -71,9 +81,10 @@ class TrainConfig:
     precision: Precision = "auto"
     channels_last: bool | Literal["auto"] = "auto"
     alignment: int = 0
+    score_every: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
+        for name in ("epochs", "batch_size", "sequence", "score_every"):
             _demand(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         for name in ("validation", "weight_decay", "momentum", "alignment", "head_lr", "refresh"):
             _demand(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
@@ -88,7 +99,17 @@ class TrainConfig:
         _demand(
             self.channels_last in (True, False, "auto"), "channels_last", self.channels_last, "true, false or 'auto'"
         )
-        _demand(isinstance(self.model, Network), "model", self.model, "a network, as torchdfa.models.MLP()")
+        _demand(self.vocabulary is None or self.vocabulary >= 2, "vocabulary", self.vocabulary, "2 or more, or none")
+        if self.data in TEXTS:
+            what = f"a language model for the text {self.data}, as torchdfa.language.GPT()"
+            _demand(isinstance(self.model, LanguageModel), "model", self.model, what)
+            assert isinstance(self.model, LanguageModel)
+            longest = self.model.longest
+            _demand(longest is None or self.sequence <= longest, "sequence", self.sequence, f"{longest} or less")
+            _demand(self.loss == "cross_entropy", "loss", self.loss, f"'cross_entropy' for the text {self.data}")
+            _demand(not self.augment, "augment", self.augment, f"false for the text {self.data}")
+        else:
+            _demand(isinstance(self.model, Network), "model", self.model, "a network, as torchdfa.models.MLP()")
         rules = self.rule.values() if isinstance(self.rule, dict) else [self.rule]
         _demand(
             all(isinstance(r, Rule) for r in rules), "rule", self.rule, "a rule, as torchdfa.DFA(), or a dict of them"
@@ -97,7 +118,7 @@ class TrainConfig:
 
 def to_dict(value: Any) -> Any:
     """Turn a configuration into plain data, in the form that ``torchdfa train --config`` reads."""
-    if isinstance(value, (Rule, Network)):
+    if isinstance(value, (Rule, Network, LanguageModel)):
         kind = type(value)
         arguments = {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": arguments}

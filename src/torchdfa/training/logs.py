@@ -30,7 +30,7 @@ class EpochResult:
         test_loss: On the test images: every epoch without held-out images, else after the last one only.
         test_top1: Likewise.
         test_top5: Likewise; NaN for fewer than six classes.
-        images_per_second: In training, evaluation left out.
+        images_per_second: In training, evaluation left out; of a text, tokens.
         step_seconds: Median wall time of a training step.
         trunk_angle: Angle between the trunk's gradient and the true one, in degrees, where angles are logged.
         trunk_ratio: Length of the trunk's gradient over that of the true one, likewise.
@@ -115,8 +115,8 @@ class Events:
 class Bar:
     """A progress bar over all steps of a run, and a line an epoch; only lines where the output is no terminal."""
 
-    def __init__(self, progress: Any, total: int, done: int):
-        self._progress = progress
+    def __init__(self, progress: Any, total: int, done: int, unit: str):
+        self._progress, self._unit = progress, unit
         self._task = None
         if progress is not None:
             self._task = progress.add_task("train", total=total, completed=done, loss="", top1="", speed="")
@@ -129,7 +129,7 @@ class Bar:
                 advance=1,
                 loss=f"loss {loss:.3f}",
                 top1=f"top-1 {top1:5.1f} %",
-                speed=f"{speed:,.0f} images/s",
+                speed=f"{speed:,.0f} {self._unit}/s",
             )
 
     def line(self, text: str) -> None:
@@ -139,10 +139,10 @@ class Bar:
 
 
 @contextmanager
-def bar(shown: bool, total: int, done: int) -> Iterator[Bar]:
+def bar(shown: bool, total: int, done: int, unit: str = "images") -> Iterator[Bar]:
     """Show a progress bar while the context lasts."""
     if not shown:
-        yield Bar(None, total, done)
+        yield Bar(None, total, done, unit)
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -153,4 +153,4 @@ def bar(shown: bool, total: int, done: int) -> Iterator[Bar]:
     with Progress(
         *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
     ) as shown_bar:
-        yield Bar(shown_bar, total, done)
+        yield Bar(shown_bar, total, done, unit)

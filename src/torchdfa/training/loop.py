@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from torchdfa.data import Dataset, load
+from torchdfa.data import TEXTS, Corpus, Dataset, load_any
 from torchdfa.training.checkpoint import (
     CheckpointError,
     demand_same,
@@ -25,7 +25,8 @@ from torchdfa.training.checkpoint import (
 )
 from torchdfa.training.config import TrainConfig, to_dict
 from torchdfa.training.logs import Angle, EpochResult, Events, bar, write_angles, write_history
-from torchdfa.training.run import Run, TrainingError, precision_of
+from torchdfa.training.material import precision_of
+from torchdfa.training.run import Run, TrainingError
 
 
 class Interrupted(KeyboardInterrupt):
@@ -58,7 +59,7 @@ def fit(
     progress: bool = True,
     accelerator: str = "auto",
     devices: int | str = 1,
-    dataset: Dataset | None = None,
+    dataset: Dataset | Corpus | None = None,
     on_epoch: Callable[[EpochResult], None] | None = None,
 ) -> Result:
     """Train a network as ``config`` says.
@@ -91,12 +92,12 @@ def fit(
         raise ValueError(f"checkpoint_steps={checkpoint_steps} and keep={keep} must be 1 or more.")
     if resume and out is None:
         raise ValueError("resume=True needs the folder of the run, out=...")
-    dataset = dataset if dataset is not None else load(config.data, config.data_root)
+    dataset = dataset if dataset is not None else load_any(config.data, config.data_root)
     plain_config = to_dict(config)
     if out is not None:
         # Before other processes start, so that none of them is left waiting for this one.
         _demand_fits(out, plain_config, resume)
-    precision = precision_of(config, dataset.train.shape, dataset.train.num_classes)
+    precision = precision_of(config, dataset)
     fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision)
     fabric.launch()
     folder = out if fabric.is_global_zero else None  # only the first process writes
@@ -112,12 +113,15 @@ def fit(
         if folder is not None:
             save_checkpoint(folder, run.done, run.state(), plain_config, keep)
 
+    unit = "tokens" if isinstance(dataset, Corpus) else "images"
     events = Events(folder if tensorboard else None, len(run.history))
-    with _stopping() as stop, bar(progress and fabric.is_global_zero, run.steps, run.done) as shown:
+    with _stopping() as stop, bar(progress and fabric.is_global_zero, run.steps, run.done, unit) as shown:
         while run.place.epoch < config.epochs:
             for loss, stopping in run.epoch(stop):
                 place = run.place
-                shown.advance(loss, 100 * place.correct / place.seen, config.batch_size / place.seconds[-1])
+                shown.advance(
+                    loss, 100 * place.correct / place.seen, run.batches.count(place.step - 1) / place.seconds[-1]
+                )
                 if stopping:
                     save()
                     raise Interrupted(f"stopped after epoch {place.epoch}, step {place.step}")
@@ -130,7 +134,7 @@ def fit(
                     write_angles(folder, run.angles)
             if fabric.is_global_zero:
                 events.add(result, [a for a in run.angles if a.epoch == result.epoch])
-                shown.line(describe(result, config.epochs))
+                shown.line(describe(result, config))
                 if on_epoch is not None:
                     on_epoch(result)
             save()
@@ -140,12 +144,20 @@ def fit(
     return Result(run.network, run.history, run.angles)
 
 
-def describe(result: EpochResult, epochs: int) -> str:
+def describe(result: EpochResult, config: TrainConfig) -> str:
     """Say in one line what an epoch came to."""
     scores = [("train", result.train_loss, result.train_top1), ("val", result.val_loss, result.val_top1)]
     scores.append(("test", result.test_loss, result.test_top1))
-    text = ", ".join(f"{name} {top1:.2f} % (loss {loss:.3f})" for name, loss, top1 in scores if not math.isnan(top1))
-    return f"epoch {result.epoch}/{epochs}: {text}, {result.images_per_second:,.0f} images/s"
+    text = config.data in TEXTS
+    said = [
+        f"{name} perplexity {math.exp(min(loss, 700)):.2f} ({top1:.2f} % right)"
+        if text
+        else f"{name} {top1:.2f} % (loss {loss:.3f})"
+        for name, loss, top1 in scores
+        if not math.isnan(top1)
+    ]
+    speed = f"{result.images_per_second:,.0f} {'tokens' if text else 'images'}/s"
+    return f"epoch {result.epoch}/{config.epochs}: {', '.join(said)}, {speed}"
 
 
 def _demand_fits(out: Path, config: Mapping[str, Any], resume: bool) -> None:

@@ -1,4 +1,4 @@
-"""A training run under way: what is built once, the place it has come to, and how to take it a step further."""
+"""A training run under way: the place it has come to, and how to take it a step further."""
 
 from __future__ import annotations
 
@@ -14,17 +14,15 @@ from torch import Tensor, nn
 
 import torchdfa
 from torchdfa.alignment import Gradients, angle, both_gradients
-from torchdfa.data import Batches, Dataset, ImageSet, split, statistics, subset
+from torchdfa.data import Corpus, Dataset
 from torchdfa.training.config import TrainConfig
-from torchdfa.training.layout import lay_out
 from torchdfa.training.logs import Angle, EpochResult
 from torchdfa.training.losses import LOSSES, Loss
+from torchdfa.training.material import AnyBatches, Material, prepare
 from torchdfa.training.schedule import SCHEDULES
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-
-_EVALUATION_BATCH = 500
 
 
 class TrainingError(RuntimeError):
@@ -58,34 +56,17 @@ class Run:
         place: How far it has come.
     """
 
-    def __init__(self, config: TrainConfig, dataset: Dataset, fabric: Fabric):
+    def __init__(self, config: TrainConfig, dataset: Dataset | Corpus, fabric: Fabric):
         self.config, self.fabric = config, fabric
-        shape, self.classes = dataset.train.shape, dataset.train.num_classes
-        self.train, parts = _parts(config, dataset)
-        torch.manual_seed(config.seed)
-        self.network = config.model.build(shape, self.classes)
-        channels_last = config.channels_last
-        if channels_last == "auto":
-            channels_last = _has_convolutions(self.network)
-        if channels_last:
-            lay_out(self.network, torch.zeros(1, *shape), fabric.device)
-        dtype = torch.float64 if config.precision == "64-true" else torch.float32
-        self.network.to(dtype)
-        self.example = torch.zeros(1, *shape, dtype=dtype)
-        torchdfa.convert(self.network, config.rule, example=self.example)
+        self.material: Material = prepare(config, dataset, fabric)
+        self.network, self.batches, self.scored = (getattr(self.material, n) for n in ("network", "batches", "scored"))
+        self._convert()
         if config.head_lr == 0:
-            self.network.classifier.requires_grad_(False)
+            self.network.get_submodule(self.material.head).requires_grad_(False)
         self.loss = LOSSES[config.loss]
-        self.model, self.optimizer = fabric.setup(self.network, _optimizer(config, self.network))
-        mean, std = statistics(self.train)
-        common: dict[str, Any] = {"mean": mean, "std": std, "dtype": dtype, "channels_last": channels_last}
-        common |= {"device": fabric.device, "rank": fabric.global_rank, "world_size": fabric.world_size}
-        drop = _drop(config, self.train, fabric.world_size)
-        size = config.batch_size
-        self.batches = Batches(
-            self.train, size, shuffle=True, augment=config.augment, seed=config.seed, drop_last=drop, **common
-        )
-        self.scored = {name: Batches(part, _EVALUATION_BATCH, shuffle=False, **common) for name, part in parts.items()}
+        self.model, self.optimizer = fabric.setup(self.network, _optimizer(config, self.network, self.material.head))
+        # A recurrent model's, between the steps of an epoch.
+        self.carried: Any = None
         self.place = Place()
         self.history: list[EpochResult] = []
         self.angles: list[Angle] = []
@@ -115,6 +96,7 @@ class Run:
             "history": [asdict(row) for row in self.history],
             "angles": [asdict(row) for row in self.angles],
             "random": _random_state(),
+            "carried": self.carried,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -125,6 +107,11 @@ class Run:
         self.history = [EpochResult(**row) for row in state["history"]]
         self.angles = [Angle(**row) for row in state["angles"]]
         _set_random_state(state["random"])
+        self.carried = _moved(state.get("carried"), self.fabric.device)
+
+    def _convert(self) -> None:
+        example = self.material.example.to(next(self.network.parameters()).device)
+        torchdfa.convert(self.network, self.config.rule, example=example, output=self.material.output)
 
     def epoch(self, stop: Any) -> Iterator[tuple[float, bool]]:
         """Take the steps that are left of the epoch under way; after each, yield the loss and whether to stop.
@@ -145,7 +132,7 @@ class Run:
             lr = self.lr
             for group in self.optimizer.param_groups:
                 group["lr"] = group["factor"] * lr
-            size = min(self.config.batch_size, len(self.train) - place.step * self.config.batch_size)
+            size = self.batches.count(place.step)
             loss, correct = self._step(x, y, size)
             mean, stopping = _sums([loss / size, stop.is_set()], self.fabric.device)
             if not math.isfinite(mean):
@@ -161,13 +148,14 @@ class Run:
     def _refresh(self) -> None:
         """Make the feedback anew; the parameters, which the optimizer holds, stay the same objects."""
         learning = {p: p.requires_grad for p in self.network.parameters()}
-        torchdfa.convert(torchdfa.revert(self.network), self.config.rule, example=self.example.to(self.fabric.device))
+        torchdfa.revert(self.network)
+        self._convert()
         for parameter, learns in learning.items():
             parameter.requires_grad_(learns)
 
     def _step(self, x: Tensor, y: Tensor, size: int) -> tuple[float, int]:
-        """Take a step on ``size`` images, ``x`` being this process's; return its summed loss and number right."""
-        logits = self.model(x)
+        """Take a step on ``size`` targets, ``x`` being this process's; return its summed loss and number right."""
+        logits, self.carried = _logits(self.model, x, self.carried)
         loss = self.loss(logits, y, reduction="sum")
         self.optimizer.zero_grad()
         # Processes average their gradients: with the whole batch's size that is its mean, also where shares differ.
@@ -183,18 +171,20 @@ class Run:
         last = place.epoch + 1 == config.epochs
         scores = {"val": (math.nan,) * 3, "test": (math.nan,) * 3}
         for name, batches in self.scored.items():
-            if name == "val" or "val" not in self.scored or last:
-                scores[name] = evaluate(self.model, batches, self.classes, self.loss)
+            due = last or (place.epoch + 1) % config.score_every == 0
+            if due and (name == "val" or "val" not in self.scored or last):
+                scores[name] = evaluate(self.model, batches, self.material.classes, self.loss, self.material.top5)
         loss, correct, seen = _sums([place.loss, place.correct, place.seen], self.fabric.device)
         trunk_angle = trunk_ratio = math.nan
         if config.alignment and (place.epoch + 1) % config.alignment == 0:
-            by_rule, true = both_gradients(self.network, self.loss, *next(self.batches.epoch(0)))
+            x, y = next(self.batches.epoch(0))
+            by_rule, true = both_gradients(self.network, lambda out, y: self.loss(_flat(out)[0], y), x, y)
             # Of the layers' weights; those of biases and norms say little and would treble the file.
             layers = [name for name, parameter in self.network.named_parameters() if parameter.ndim > 1]
             self.angles += [
                 Angle(place.epoch + 1, name, angle(by_rule[name], true[name])) for name in layers if name in by_rule
             ]
-            trunk_angle, trunk_ratio = _trunk(by_rule, true)
+            trunk_angle, trunk_ratio = _trunk(by_rule, true, self.material.head)
         place.step -= 1  # the learning rate to report is that of the last step
         result = EpochResult(
             epoch=place.epoch + 1,
@@ -212,37 +202,60 @@ class Run:
             trunk_ratio=trunk_ratio,
         )
         self.history.append(result)
-        self.place = Place(epoch=result.epoch)
+        self.place, self.carried = Place(epoch=result.epoch), None
         return result
 
 
-def evaluate(model: nn.Module, batches: Batches, classes: int, loss_fn: Loss) -> tuple[float, float, float]:
-    """Return mean loss, top-1 and top-5 accuracy in percent (NaN for fewer than six classes), over all processes."""
+def evaluate(
+    model: nn.Module, batches: AnyBatches, classes: int, loss_fn: Loss, top5: bool = True
+) -> tuple[float, float, float]:
+    """Return mean loss, top-1 and top-5 accuracy in percent, over all processes.
+
+    Top-5 is NaN for fewer than six classes, or where it is not asked for. A state that the model returns is handed on
+    to the next batch.
+    """
     from torchmetrics.classification import MulticlassAccuracy
 
     device = next(model.parameters()).device
-    top1 = MulticlassAccuracy(classes, average="micro").to(device)
-    top5 = MulticlassAccuracy(classes, top_k=5, average="micro").to(device) if classes > 5 else None
+    best = MulticlassAccuracy(classes, average="micro").to(device)
+    five = MulticlassAccuracy(classes, top_k=5, average="micro").to(device) if classes > 5 and top5 else None
     loss, seen = 0.0, 0
+    carried = None
     training = model.training
     model.eval()
     with torch.no_grad():
         for x, y in batches.epoch(0):
-            logits = model(x)
+            logits, carried = _logits(model, x, carried)
             loss += loss_fn(logits, y, reduction="sum").item()
             seen += len(y)
-            top1.update(logits, y)
-            if top5 is not None:
-                top5.update(logits, y)
+            best.update(logits.argmax(1), y)
+            if five is not None:
+                five.update(logits, y)
     model.train(training)
     loss, seen = _sums([loss, seen], device)
-    best = 100 * top1.compute().item()
-    return loss / seen, best, 100 * top5.compute().item() if top5 is not None else math.nan
+    return loss / seen, 100 * best.compute().item(), 100 * five.compute().item() if five is not None else math.nan
 
 
-def _trunk(by_rule: Gradients, true: Gradients) -> tuple[float, float]:
+def _logits(model: nn.Module, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+    """Return a model's logits, shape (M, K), and its state, cut off from the graph, or None."""
+    logits, state = _flat(model(x) if state is None else model(x, state))
+    return logits, _moved(state, x.device)
+
+
+def _flat(output: Any) -> tuple[Tensor, Any]:
+    logits, state = output if isinstance(output, tuple) else (output, None)
+    return logits.flatten(0, -2), state
+
+
+def _moved(state: Any, device: torch.device) -> Any:
+    if isinstance(state, (tuple, list)):
+        return tuple(_moved(part, device) for part in state)
+    return None if state is None else state.detach().to(device)
+
+
+def _trunk(by_rule: Gradients, true: Gradients, head: str) -> tuple[float, float]:
     """Return the angle between the trunk's two gradients, in degrees, and the ratio of their lengths; else NaN."""
-    names = [n for n in by_rule if n.startswith("features.") and by_rule[n] is not None and true[n] is not None]
+    names = [n for n in by_rule if not n.startswith(f"{head}.") and by_rule[n] is not None and true[n] is not None]
     if not names:
         return math.nan, math.nan
     ours, theirs = (torch.cat([g[n].flatten() for n in names]) for g in (by_rule, true))  # type: ignore[union-attr]
@@ -258,21 +271,13 @@ def _sums(values: Sequence[float], device: torch.device) -> list[float]:
     return sums.tolist()
 
 
-def _parts(config: TrainConfig, dataset: Dataset) -> tuple[ImageSet, dict[str, ImageSet]]:
-    """Return the images to train on, and those to score, by name."""
-    train = dataset.train
-    parts = {"test": dataset.test}
-    if config.train_size is not None:
-        train = subset(train, config.train_size, config.seed)
-    if config.validation:
-        train, parts["val"] = split(train, config.validation, config.seed)
-    return train, parts
-
-
-def _optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Optimizer:
+def _optimizer(config: TrainConfig, network: nn.Module, head: str) -> torch.optim.Optimizer:
+    learning = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    parts = {True: [], False: []}
+    for name, parameter in learning.items():
+        parts[name.startswith(f"{head}.")].append(parameter)
     groups: list[dict[str, Any]] = []
-    for part, factor in (("features", 1.0), ("classifier", config.head_lr)):
-        parameters = [p for p in network.get_submodule(part).parameters() if p.requires_grad]
+    for parameters, factor in ((parts[False], 1.0), (parts[True], config.head_lr)):
         if parameters:
             groups.append({"params": parameters, "lr": config.lr * factor, "factor": factor})
     if not groups:
@@ -282,28 +287,6 @@ def _optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Optimizer
         return torch.optim.SGD(groups, momentum=config.momentum, weight_decay=decay)
     kind = {"rmsprop": torch.optim.RMSprop, "adam": torch.optim.Adam}[config.optimizer]
     return kind(groups, weight_decay=decay)
-
-
-def precision_of(config: TrainConfig, shape: tuple[int, int, int], classes: int) -> Any:
-    """Return Fabric's precision; with "auto", bf16 for convolutions where the processor has arithmetic for it."""
-    if config.precision != "auto":
-        return config.precision
-    with torch.device("meta"):
-        convolutions = _has_convolutions(config.model.build(shape, classes))
-    if torch.cuda.is_available():
-        fast = torch.cuda.is_bf16_supported()
-    else:
-        fast = torch.cpu._is_avx512_bf16_supported()
-    return "bf16-mixed" if fast and convolutions else "32-true"
-
-
-def _has_convolutions(network: nn.Module) -> bool:
-    return any(isinstance(m, nn.Conv2d) for m in network.modules())
-
-
-def _drop(config: TrainConfig, train: ImageSet, processes: int) -> bool:
-    """Tell whether to leave out the last batch: a process's share of one image has no batch statistics."""
-    return len(train) > config.batch_size and 0 < len(train) % config.batch_size < 2 * processes
 
 
 def _diverged(config: TrainConfig, place: Place, loss: float, lr: float) -> str:

@@ -4,6 +4,8 @@ from torchdfa.experiments.reproduce.angles import ANGLES
 from torchdfa.experiments.reproduce.config import ReproduceConfig
 from torchdfa.experiments.reproduce.experiment import Experiment, reproduce
 from torchdfa.experiments.reproduce.figures import FIGURE1, FIGURE4, FIGURE5
+from torchdfa.experiments.reproduce.hybrid_cnn import HYBRID_CNN
+from torchdfa.experiments.reproduce.hybrid_text import HYBRID_RNN, TRANSFORMER
 from torchdfa.experiments.reproduce.mlp import MLP_EXPERIMENT
 from torchdfa.experiments.reproduce.page import write_page
 from torchdfa.experiments.reproduce.recipe import RECIPE, RECIPE_1000
@@ -24,6 +26,9 @@ EXPERIMENTS = {
         SIZES_EXPERIMENT,
         RECIPE,
         RECIPE_1000,
+        HYBRID_CNN,
+        HYBRID_RNN,
+        TRANSFORMER,
     )
 }
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torchdfa.data import load
+from torchdfa.data import load_any
 from torchdfa.experiments.progress import watch
 from torchdfa.experiments.reproduce.config import ReproduceConfig
 from torchdfa.experiments.results import Row
@@ -36,6 +36,7 @@ class Experiment:
         data: Data sets it can be run on, the default first.
         paper: What the paper reports, by data set.
         angles: Whether every layer's angles are kept.
+        costs: Whether the page tells what error propagation costs, and which rows reach the aim of hybrid rules.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Experiment:
     data: tuple[str, ...] = ("cifar10", "cifar100", "tiny-imagenet100-32")
     paper: Mapping[str, Reported] = field(default_factory=dict)
     angles: bool = False
+    costs: bool = False
 
     def data_of(self, config: ReproduceConfig) -> str:
         """Return the name of the data set.
@@ -72,7 +74,7 @@ def reproduce(experiment: Experiment, config: ReproduceConfig, out: Path, *, pro
     known = [line.name for line in lines]
     if unknown := [name for name in config.rows or () if name not in known]:
         raise ValueError(f"rows: {unknown} not among {', '.join(map(repr, known))}.")
-    load(data, config.data_root)  # a missing data set shows here, not in a worker
+    load_any(data, config.data_root)  # a missing data set shows here, not in a worker
     i, _, n = config.shard.partition("/")
     lines = [line for line in lines if config.rows is None or line.name in config.rows][int(i) :: int(n)]
     planned = sum(line.budget.runs for line in lines)

@@ -8,20 +8,24 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torchdfa.data import TEXTS
+from torchdfa.experiments.costing import share_of_products
 from torchdfa.experiments.drawing import save
 from torchdfa.experiments.markdown import spread, table
+from torchdfa.experiments.measure import Measure, measure_of
+from torchdfa.experiments.reproduce.aim import about_aim
 from torchdfa.experiments.reproduce.config import ReproduceConfig
 from torchdfa.experiments.reproduce.experiment import Experiment, Reported
 from torchdfa.experiments.results import Results, Row, score
 from torchdfa.experiments.study import Line
-from torchdfa.models import VGG16
+from torchdfa.language import GPT, LanguageModel, RecurrentLM
+from torchdfa.models import Network
 from torchdfa.training.checkpoint import write_atomically
 
-_STAND_IN = "tiny-imagenet100-32"
-_HEAD = (
-    *("row", "top-1", "top-5", "train", "best trial", "difference", "p", "epochs to match", "trunk", "seeds"),
-    "paper",
-)
+_STAND_INS = {
+    "tiny-imagenet100-32": ", a 100-class stand-in for CIFAR-100",
+    "wikitext-2": ", a stand-in for the benchmarks of words that are usual (Penn Treebank)",
+}
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,13 @@ class Standing:
         line: The line.
         finals: Its runs at the best trial, by seed.
         searched: Its trials, best first.
+        share: Multiply-adds of its error propagation over back-propagation's; NaN where that is not asked for.
     """
 
     line: Line
     finals: dict[int, list[Row]]
     searched: list[list[Row]]
+    share: float = math.nan
 
     @property
     def name(self) -> str:
@@ -44,9 +50,16 @@ class Standing:
         return self.line.name
 
     @property
-    def top1(self) -> list[float]:
-        """Test accuracy of each seed; NaN for one that diverged."""
-        return [math.nan if run[-1].problem else run[-1].test_top1 for _, run in sorted(self.finals.items())]
+    def measure(self) -> Measure:
+        """What it is judged by."""
+        return measure_of(self.line.config.data)
+
+    @property
+    def values(self) -> list[float]:
+        """Test accuracy or perplexity of each seed; NaN for one that diverged."""
+        return [
+            math.nan if run[-1].problem else self.measure.of(run[-1], "test") for _, run in sorted(self.finals.items())
+        ]
 
     @property
     def whole(self) -> list[list[Row]]:
@@ -55,13 +68,31 @@ class Standing:
 
     @property
     def curve(self) -> list[float]:
-        """Mean test accuracy after each epoch."""
-        return [stats.fmean(values) for values in zip(*([r.test_top1 for r in run] for run in self.whole), strict=True)]
+        """Mean test accuracy or perplexity after each epoch; NaN where it was not measured."""
+        by_run = [[self.measure.of(row, "test") for row in run] for run in self.whole]
+        return [stats.fmean(values) for values in zip(*by_run, strict=True)]
+
+    @property
+    def trunk(self) -> str:
+        """Angle between the trunk's gradient and the true one, and the ratio of their lengths, mean over the runs."""
+        angles = _measured(row.trunk_angle for run in self.whole for row in run)
+        ratios = _measured(row.trunk_ratio for run in self.whole for row in run)
+        return f"{stats.fmean(angles):.0f}°, × {stats.fmean(ratios):.2f}" if angles else ""
 
     def paired(self, other: Standing) -> list[tuple[float, float]]:
-        """Return this line's test accuracy and another one's at every seed at which both have a whole run."""
-        theirs = {run[-1].seed: run[-1].test_top1 for run in other.whole}
-        return [(run[-1].test_top1, theirs[run[-1].seed]) for run in self.whole if run[-1].seed in theirs]
+        """Return this line's test accuracy and another one's at every seed at which both have a whole run.
+
+        Of a text, it is the logarithms of their perplexities.
+        """
+        mine, theirs = (
+            {run[-1].seed: self.measure.scaled(self.measure.of(run[-1], "test")) for run in s.whole}
+            for s in (self, other)
+        )
+        return [(mine[seed], theirs[seed]) for seed in mine if seed in theirs]
+
+    def behind(self, other: Standing) -> list[float]:
+        """Return by how much this line is above another one at every seed, in points; of a text, in percent."""
+        return [self.measure.difference(a - b) for a, b in self.paired(other)]
 
 
 def standings(experiment: Experiment, folder: Path) -> list[Standing]:
@@ -82,7 +113,8 @@ def standings(experiment: Experiment, folder: Path) -> list[Standing]:
         searched = sorted((r for r in own if r[0].phase == "search"), key=score, reverse=True)
         finals = {r[0].seed: r for r in own if r[0].phase == "final"}
         if own:
-            found.append(Standing(line, finals, searched))
+            share = share_of_products(line.config) if experiment.costs else math.nan
+            found.append(Standing(line, finals, searched, share))
     return found
 
 
@@ -94,8 +126,8 @@ def write_page(experiment: Experiment, folder: Path) -> list[Path]:
     """
     found = standings(experiment, folder)
     first = (*found[0].finals.values(), *found[0].searched)[0][0]
-    paper = experiment.paper.get(first.dataset, {})
-    name = f"{first.dataset}, a 100-class stand-in for CIFAR-100" if first.dataset == _STAND_IN else first.dataset
+    paper, measure = experiment.paper.get(first.dataset, {}), measure_of(first.dataset)
+    name = first.dataset + _STAND_INS.get(first.dataset, "")
     text = [
         f"# {experiment.title}",
         "",
@@ -105,19 +137,15 @@ def write_page(experiment: Experiment, folder: Path) -> list[Path]:
         "",
         f"![{experiment.title}]({experiment.name}.png)",
         "",
-        *table(_HEAD, [_cells(s, found, paper) for s in found]),
+        *table(_headings(measure), [_cells(s, found, paper) for s in found]),
         "",
-        "Top-1, top-5: test accuracy in percent after the last epoch, mean ± standard deviation over the seeds. Best "
-        'trial: learning rate; then weight decay or size of the feedback over "matched", and the head\'s learning '
-        "rate over the trunk's, where not the default. Difference: mean over the seeds, paired, to the row that is "
-        "named, with p of a paired t-test. Epochs to match: the first epoch at which the mean accuracy reaches that "
-        "row's last. Trunk: angle between the convolutions' gradient and the true one, and the ratio of their "
-        "lengths, mean over the run." + _about_paper(paper, first),
+        _legend(experiment, measure) + _about_paper(paper, first),
         "",
+        *(about_aim(found) if experiment.costs else []),
     ]
-    searched = [(s.name, *_trial(run[0]), _percent(score(run))) for s in found for run in s.searched]
+    searched = [(s.name, *_trial(run[0]), _shown(score(run))) for s in found for run in s.searched]
     if searched:
-        head = ("row", "learning rate", "weight decay", "feedback", "head's rate", "held-out top-1")
+        head = ("row", "learning rate", "weight decay", "feedback", "head's rate", f"held-out {measure.name}")
         text += ["## Search", "", "Every trial, those that lost too; the best first.", "", *table(head, searched), ""]
     figure = experiment.plot(folder, found, paper)
     paths = [folder / f"{experiment.name}.{kind}" for kind in ("md", "png", "svg")]
@@ -131,20 +159,65 @@ def _settings(found: Sequence[Standing]) -> str:
     """Say what all runs have in common, and how they were chosen."""
     rows = [run[0] for s in found for run in (*s.finals.values(), *s.searched)]
     sizes = sorted({row.train_size for row in rows})
-    epochs = sorted({row.epochs for row in rows})
+    trials = found[0].line.budget.trial_epochs
+    epochs = sorted({row.epochs for row in rows if not (trials and row.phase == "search")})
     config = found[0].line.config
     momentum = f" with momentum {config.momentum:g}" if config.optimizer == "sgd" else ""
     clip = f", gradient norm at most {config.clip:g}" if config.clip is not None else ""
     schedule = {"onecycle": "one-cycle"}.get(config.schedule, config.schedule)
-    width = f" of width {config.model.width:g}" if isinstance(config.model, VGG16) else ""
-    model = f"{type(config.model).__name__}{width}"
+    models = " and ".join(dict.fromkeys(_network(s.line.config.model) for s in found))
+    unit = found[0].measure.unit
+    batch, held_out = f"batch {config.batch_size}", "held-out training images"
+    if config.data in TEXTS:
+        batch = f"{config.batch_size} streams of {config.sequence} tokens a step"
+        held_out = f"{found[0].line.budget.validation:,} tokens of the text's own validation part"
+        if config.vocabulary is not None:
+            batch += f", the {config.vocabulary:,} most frequent words, others as <unk>"
+    shorter = f" of {trials} epochs" if trials else ""
     return (
-        f"{model}, {' / '.join(f'{n:,}' for n in sizes)} training images, {' / '.join(map(str, epochs))} epochs, "
-        f"batch {config.batch_size}, {config.optimizer.upper()}{momentum}, {schedule} learning rate{clip}. Trials are "
-        "scored on held-out training images, at seed 0; the best is run with every seed on all training images and "
+        f"{models}, {' / '.join(f'{n:,}' for n in sizes)} training {unit}, {' / '.join(map(str, epochs))} epochs, "
+        f"{batch}, {config.optimizer.upper()}{momentum}, {schedule} learning rate{clip}. Trials{shorter} are "
+        f"scored on {held_out}, at seed 0; the best is run with every seed on all training {unit} and "
         "scored on the whole test set after the last epoch. At a seed all rows start from the same weights and see "
         "the same batches."
     )
+
+
+def _network(model: Network | LanguageModel) -> str:
+    width = f" of width {model.width:g}" if hasattr(model, "width") else ""  # type: ignore[attr-defined]
+    layers = f" and {model.layers} layers" if isinstance(model, (GPT, RecurrentLM)) else ""
+    return f"{type(model).__name__}{width}{layers}"
+
+
+def _headings(measure: Measure) -> tuple[str, ...]:
+    names = ("row", measure.name, "bits", "top-5", "train", "best trial", "difference", "p", "epochs to match")
+    return (*names, "trunk", "multiply-adds", "seeds", "paper")
+
+
+def _legend(experiment: Experiment, measure: Measure) -> str:
+    if measure.falls:
+        text = (
+            "Perplexity: on the test text after the last epoch, mean ± standard deviation over the seeds. Bits: its "
+            "logarithm to base 2, bits a token. Train: perplexity over the last epoch, in training mode. "
+        )
+    else:
+        text = "Top-1, top-5: test accuracy in percent after the last epoch, mean ± standard deviation over the seeds. "
+    text += (
+        'Best trial: learning rate; then weight decay or size of the feedback over "matched", and the head\'s learning '
+        "rate over the trunk's, where not the default. Difference: "
+    )
+    if measure.falls:
+        text += "of the perplexity in percent, mean over the seeds, paired, to the row that is named, with p of a "
+        text += "paired t-test of the logarithms."
+    else:
+        text += "mean over the seeds, paired, to the row that is named, with p of a paired t-test."
+    if not experiment.costs:
+        text += " Epochs to match: the first epoch at which the mean accuracy reaches that row's last."
+    trunk = "gradient of all below the last layer" if measure.falls else "convolutions' gradient"
+    text += f" Trunk: angle between the {trunk} and the true one, and the ratio of their lengths, mean over the run."
+    if experiment.costs:
+        text += " Multiply-adds: those of error propagation over back-propagation's (`torchdfa.costs`)."
+    return text
 
 
 def _about_paper(paper: Reported, first: Row) -> str:
@@ -161,14 +234,16 @@ def _cells(s: Standing, found: Sequence[Standing], paper: Reported) -> tuple[str
     best = max(s.finals.values() or s.searched, key=len)[0]
     return (
         s.name,
-        spread(s.top1),
+        spread(s.values),
+        spread([math.log2(v) for v in s.values if not math.isnan(v)]) if s.measure.falls else "",
         spread(_measured(run[-1].test_top5 for run in s.whole)),
-        spread(_measured(run[-1].train_top1 for run in s.whole)),
+        spread(_measured(s.measure.of(run[-1], "train") for run in s.whole)),
         _short(best, s.line) if s.finals else "",
         difference,
         p,
         _epochs_to(s, other),
-        _trunk(s.whole),
+        s.trunk,
+        "" if math.isnan(s.share) else f"× {s.share:.2f}",
         str(len(s.finals)),
         " / ".join(f"{v:.2f}" for v in reported if not math.isnan(v)) if reported else "",
     )
@@ -180,7 +255,8 @@ def _against(s: Standing, other: Standing | None) -> tuple[str, str]:
     pairs = s.paired(other)
     if not pairs:
         return "", ""
-    difference = f"{stats.fmean(a - b for a, b in pairs):+.2f}"
+    mean = s.measure.difference(stats.fmean(a - b for a, b in pairs))
+    difference = f"{mean:+.2f}" + (" %" if s.measure.falls else "")
     if len(pairs) < 2 or len({a - b for a, b in pairs}) == 1:
         return difference, ""
     from scipy.stats import ttest_rel
@@ -189,19 +265,15 @@ def _against(s: Standing, other: Standing | None) -> tuple[str, str]:
 
 
 def _epochs_to(s: Standing, other: Standing | None) -> str:
-    if other is None or not other.whole or not s.whole:
+    if other is None or not other.whole or not s.whole or s.line.config.score_every > 1:
         return ""
-    return next((str(i) for i, value in enumerate(s.curve, 1) if value >= other.curve[-1]), "–")
+    goal = other.curve[-1]
+    there = (value <= goal if s.measure.falls else value >= goal for value in s.curve)
+    return next((str(i) for i, reached in enumerate(there, 1) if reached), "–")
 
 
 def _measured(values: Iterable[float]) -> list[float]:
     return [value for value in values if not math.isnan(value)]
-
-
-def _trunk(runs: Sequence[Sequence[Row]]) -> str:
-    angles = _measured(row.trunk_angle for run in runs for row in run)
-    ratios = _measured(row.trunk_ratio for run in runs for row in run)
-    return f"{stats.fmean(angles):.0f}°, × {stats.fmean(ratios):.2f}" if angles else ""
 
 
 def _trial(row: Row) -> tuple[str, ...]:
@@ -216,5 +288,5 @@ def _short(row: Row, line: Line) -> str:
     return f"{trial.lr:g}{second}" + ("" if trial.head_lr is None else f", head × {trial.head_lr:g}")
 
 
-def _percent(value: float) -> str:
-    return "diverged" if value == -math.inf else f"{value:.2f}"
+def _shown(value: float) -> str:
+    return "diverged" if value == -math.inf else f"{abs(value):.2f}"

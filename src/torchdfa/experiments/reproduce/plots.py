@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torchdfa.experiments.drawing import blank, clear, draw_curve, label_epochs
 from torchdfa.experiments.layers import read_angles
 from torchdfa.experiments.methods import COLORS
+from torchdfa.experiments.reproduce.aim import AIM_PERCENT, AIM_POINTS, AIM_SHARE
 from torchdfa.experiments.results import Row
 
 if TYPE_CHECKING:
@@ -18,13 +19,60 @@ if TYPE_CHECKING:
     from torchdfa.experiments.reproduce.page import Standing
 
 
+COLORS_OF_GROUPS = ("#0072b2", "#d55e00", "#cc79a7")
+
+
 def dots(folder: Path, found: Sequence[Standing], paper: Reported) -> Any:
     """Draw every row's seeds, their mean, and the paper's figure."""
     shown = [s for s in found if s.whole]
     figure = blank(8, 0.36 * len(shown) + 1.6)
-    axes = figure.subplots()
+    _draw_dots(figure.subplots(), shown, paper, _title(found))
+    return figure
+
+
+def dots_and_costs(folder: Path, found: Sequence[Standing], paper: Reported) -> Any:
+    """Draw every row's seeds, and the rows' differences to back-propagation against what their errors cost."""
+    shown = [s for s in found if s.whole]
+    figure = blank(12, max(4.2, 0.36 * len(shown) + 1.6))
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    _draw_dots(left, shown, paper, _title(found))
+    falls = bool(shown) and shown[0].measure.falls
+    by_name = {s.name: s for s in shown}
+    groups = list(dict.fromkeys(s.line.against or s.name for s in shown))
+    for i, s in enumerate(shown, 1):
+        other = by_name.get(s.line.against or s.name)
+        apart = s.behind(other) if other is not None else []
+        if not apart:
+            continue
+        color = COLORS_OF_GROUPS[groups.index(s.line.against or s.name) % len(COLORS_OF_GROUPS)]
+        mean = stats.fmean(apart)
+        right.errorbar(
+            s.share, mean, stats.stdev(apart) if len(apart) > 1 else 0, fmt="o", color=color, ms=5, capsize=2
+        )
+        right.annotate(str(i), (s.share, mean), (5, 4), textcoords="offset points", fontsize=8, color=color)
+    for group, color in zip(groups, COLORS_OF_GROUPS, strict=False):
+        right.plot([], [], "o", color=color, ms=5, label=f"compared with {group}")
+    # Beyond this, how far a row is behind matters no more, and the others would be lost beside it.
+    most = 60.0 if falls else 25.0
+    low, high = right.get_ylim()
+    right.set_ylim((low, min(high, most)) if falls else (max(low, -most), high))
+    edge = right.get_ylim()[0 if falls else 1]
+    right.fill_between(
+        [0, AIM_SHARE], AIM_PERCENT if falls else -AIM_POINTS, edge, color="#009e73", alpha=0.12, lw=0, label="the aim"
+    )
+    right.axhline(0, color="#000000", lw=0.8)
+    right.axvline(1, color="#000000", lw=0.8)
+    right.set_xlim(left=0)
+    what = "perplexity above back-propagation's (%)" if falls else "points above back-propagation"
+    right.set(xlabel="multiply-adds of error propagation over back-propagation's", ylabel=what)
+    clear(right)
+    right.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _draw_dots(axes: Any, shown: Sequence[Standing], paper: Reported, title: str) -> None:
     for y, s in enumerate(shown):
-        values = [run[-1].test_top1 for run in s.whole]
+        values = [s.measure.of(run[-1], "test") for run in s.whole]
         labels = ("a seed", "mean", "paper") if y == 0 else (None,) * 3
         axes.plot(values, [y] * len(values), "o", color="#0072b2", alpha=0.45, ms=5, label=labels[0])
         axes.plot(stats.fmean(values), y, "|", color="#0072b2", ms=16, mew=2.5, label=labels[1])
@@ -32,14 +80,16 @@ def dots(folder: Path, found: Sequence[Standing], paper: Reported) -> Any:
             axes.plot(paper[s.name][0], y, "x", color="#d55e00", ms=7, label=labels[2])
         other = next((o for o in shown if o.name == s.line.against), s)
         # A mark where the row that this one is compared with has its mean.
-        axes.plot(stats.fmean(run[-1].test_top1 for run in other.whole), y, "|", color="#000000", ms=22, mew=0.8)
-    axes.set_yticks(range(len(shown)), [s.name for s in shown])
+        mean = stats.fmean(s.measure.of(run[-1], "test") for run in other.whole)
+        axes.plot(mean, y, "|", color="#000000", ms=22, mew=0.8)
+    numbered = any(not math.isnan(s.share) for s in shown)
+    axes.set_yticks(range(len(shown)), [f"{s.name}  {i}" if numbered else s.name for i, s in enumerate(shown, 1)])
     axes.invert_yaxis()
-    axes.set(xlabel="test top-1 (%); thin line: the row it is compared with", title=_title(found))
+    label = shown[0].measure.label if shown else ""
+    axes.set(xlabel=f"{label}; thin line: the row it is compared with", title=title)
     clear(axes)
     if shown:
         axes.legend(frameon=False, fontsize=8)
-    return figure
 
 
 def curves(folder: Path, found: Sequence[Standing], paper: Reported) -> Any:
@@ -141,5 +191,6 @@ def _title(found: Sequence[Standing], size: bool = True) -> str:
     rows: list[Row] = [run[0] for s in found for run in (*s.finals.values(), *s.searched)]
     if not rows:
         return ""
-    images = f", {rows[0].train_size:,} training images" if size and len({r.train_size for r in rows}) == 1 else ""
+    unit = found[0].measure.unit
+    images = f", {rows[0].train_size:,} training {unit}" if size and len({r.train_size for r in rows}) == 1 else ""
     return f"{rows[0].dataset}{images}, scale {rows[0].scale}"

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
-
 from torchdfa.experiments.methods import method
+from torchdfa.experiments.reproduce.carried import carried
 from torchdfa.experiments.reproduce.config import SCALES, ReproduceConfig
-from torchdfa.experiments.results import Results, Row, score
 from torchdfa.experiments.study import Budget, Line
 from torchdfa.models import VGG16
 from torchdfa.training import TrainConfig
@@ -74,22 +71,6 @@ def vgg_line(
     held_out = _ALL // 10 if size is None else size // 5
     budget = Budget(lrs=rates, more=more, validation=held_out, seeds=config.seeds or scale.seeds)
     line = Line(name=name, config=train, budget=budget, against=None if against == name else against)
-    asked = config.rows is None or name in config.rows
-    if config.rates_from is None or not asked or (size is not None and size <= _SMALL):
+    if size is not None and size <= _SMALL:
         return line
-    best = _best(Path(config.rates_from), source or name)
-    rates = (best.lr / 2, best.lr, 2 * best.lr) if scale.around else (best.lr,)
-    carried = replace(budget, lrs=rates, more=0, widenings=0)
-    return replace(line, budget=carried, start=line.trial(best))
-
-
-def _best(folder: Path, name: str) -> Row:
-    """Return a row of the best trial of a smaller run."""
-    runs = [run for run in Results(folder / "results.csv").read().values() if _searched(run[0], name)]
-    if not runs:
-        raise ValueError(f"rates_from: {folder / 'results.csv'} holds no trials of {name!r}.")
-    return max(runs, key=score)[0]
-
-
-def _searched(row: Row, name: str) -> bool:
-    return (row.method, row.phase) == (name, "search")
+    return carried(line, config, source)
