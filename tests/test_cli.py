@@ -212,7 +212,7 @@ def test_yaml_with_a_rule_a_pattern(call, tmp_path):
 def test_train_writes_a_run_and_resumes_it(call):
     status, out, err = call(*TRAIN, "--out", "run", "--keep", "1")
     assert status == 0, err
-    assert sorted(os.listdir("run")) == ["checkpoint-00000002.pt", "config.json", "metrics.csv", "model.safetensors"]
+    assert sorted(os.listdir("run")) == ["checkpoint-00000002.ckpt", "config.json", "metrics.csv", "model.safetensors"]
     before = Path("run/model.safetensors").read_bytes()
     status, _, err = call(*TRAIN, "--out", "run")
     assert status == 2 and "holds a run already" in err and "--resume run" in err

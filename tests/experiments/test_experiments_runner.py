@@ -193,7 +193,7 @@ def test_a_crash_is_told_after_the_others_are_done_and_tried_again(here, tmp_pat
 def test_an_unreadable_partial_run_is_a_crash_once(here, tmp_path):
     one = cell(epochs=2)
     interrupt(one, tmp_path)
-    (checkpoint,) = (tmp_path / "partial" / one.key).glob("*.pt")
+    (checkpoint,) = (tmp_path / "partial" / one.key).glob("*.ckpt")
     checkpoint.write_bytes(b"damaged")
     with pytest.raises(CellError, match="CheckpointError"):
         list(run_cells([one], tmp_path, here))
@@ -226,7 +226,7 @@ def test_a_run_killed_before_its_first_epoch_starts_anew(here, tmp_path):
     one = cell(epochs=2)
     ((_, whole),) = run_cells([one], tmp_path / "whole", here)
     interrupt(one, tmp_path, epochs=0)
-    assert [p.name for p in (tmp_path / "partial" / one.key).glob("*.pt")] == []
+    assert [p.name for p in (tmp_path / "partial" / one.key).glob("*.ckpt")] == []
     ((_, rows),) = run_cells([one], tmp_path, here)
     assert plain(rows) == plain(whole)
 
@@ -352,7 +352,7 @@ def start(tmp_path):
 
 
 def steps_done(one, folder):
-    found = (folder / "partial" / one.key).glob("checkpoint-*.pt")
+    found = (folder / "partial" / one.key).glob("checkpoint-*.ckpt")
     return max((int(path.stem.partition("-")[2]) for path in found), default=0)
 
 
