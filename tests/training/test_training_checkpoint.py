@@ -119,7 +119,7 @@ def test_a_damaged_checkpoint_is_skipped(tmp_path, how):
     for number in (3, 6):
         save_checkpoint(tmp_path, number, {"n": number, "w": torch.zeros(1000)}, CONFIG, 2)
     damage(tmp_path / "checkpoint-00000006.ckpt", how)
-    with pytest.warns(UserWarning, match=r"damaged.*going on from checkpoint-00000003\.ckpt.*checkpoint-00000006\.ckpt: "):
+    with pytest.warns(UserWarning, match=r"damaged.*going on from checkpoint-00000003\.ckpt.*-00000006\.ckpt: "):
         state = load_checkpoint(tmp_path, CONFIG)
     assert state is not None and state["n"] == 3
     damage(tmp_path / "checkpoint-00000003.ckpt", how)

@@ -157,8 +157,10 @@ def _demand_fits(out: Path, config: Mapping[str, Any], resume: bool) -> None:
         raise TrainingError(f"{out} holds a run already. Go on with --resume {out}, or choose another --out.")
     try:
         stored = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"can't resume: {path} is damaged ({error}).") from error
+    if not isinstance(stored, dict):
+        raise CheckpointError(f"can't resume: {path} is damaged (it holds no settings).")
     demand_same(path, config, stored)
 
 
