@@ -169,12 +169,12 @@ def read_liberty(path: Path | str) -> Library:
         leakage = _quantity(top.attributes.get("leakage_power_unit", "1nW"))
         volts = float(top.attributes["nom_voltage"])
         if not all(math.isfinite(x) and x > 0 for x in (farads, seconds, volts)):
-            raise LibertyError(f"{path}: units of {farads} F and {seconds} s at {volts} V, expected positive numbers.")
+            raise LibertyError(f"units of {farads} F and {seconds} s at {volts} V, expected positive numbers.")
         templates = {g.arguments[0]: g for g in top.all("lu_table_template", "power_lut_template")}
         cells = {g.arguments[0]: _cell(g, templates, farads, leakage) for g in top.all("cell")}
         return Library(top.arguments[0], volts, seconds, farads, cells)
-    except LibertyError:
-        raise
+    except LibertyError as error:
+        raise LibertyError(f"{path}: {error}") from error
     except (KeyError, IndexError) as error:
         raise LibertyError(f"{path}: {error} is missing, or the file ends too early.") from error
     except (ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:

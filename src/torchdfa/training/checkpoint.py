@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 import torchdfa
 from torchdfa.training.config import differences
@@ -141,14 +141,20 @@ def demand_same(path: Path, here: Mapping[str, Any], there: Mapping[str, Any]) -
         )
 
 
-def save_weights(model: nn.Module, path: Path, config: Mapping[str, Any]) -> None:
+def save_weights(model: nn.Module | Mapping[str, Tensor], path: Path, config: Mapping[str, Any]) -> None:
     """Write a model's weights, buffers and feedback as safetensors, its configuration beside them as metadata.
 
     Equal models and configurations give equal files.
+
+    Args:
+        model: The model, or its state_dict.
+        path: Of the file.
+        config: Plain data.
     """
     from safetensors.torch import save
 
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
+    state = model.state_dict() if isinstance(model, nn.Module) else model
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
     # One entry only: safetensors writes several in any order.
     data = save(tensors, {"torchdfa": json.dumps({"version": torchdfa.__version__, "config": config})})
     write_atomically(path, lambda file: file.write(data))
