@@ -291,10 +291,9 @@ def _demand_known_classes(path: Path, command: str) -> None:
     trusted = {"torchdfa", *os.environ.get("TORCHDFA_TRUST", "").split(",")}
     for name in _named_classes(content):
         if not re.fullmatch(r"\w+(\.\w+)*", name) or ("." in name and name.partition(".")[0] not in trusted):
-            text = (
-                f"{path} names the class {name[:200]!r}, expected one of torchdfa's. If you trust that file, and the "
-            )
-            raise SystemExit(_fail(f"{text}package it names, set TORCHDFA_TRUST to the package's name.", command))
+            text = f"{path} names the class {name[:200]!r}, expected one of torchdfa's. If you trust the file and the "
+            text += "package it names, set TORCHDFA_TRUST to the package's name."
+            raise SystemExit(_fail(text, command))
 
 
 def _named_classes(content: Any) -> Iterator[str]:

@@ -63,15 +63,18 @@ def _sharded(network: nn.Module, mesh: Any) -> nn.Module:
     """Divide every layer's parameters among the processes (FSDP2); the layer is gathered when it is at work."""
     from torch.distributed.fsdp import fully_shard
 
-    for module in network.modules():
+    for module in list(network.modules()):
         if module is not network and any(True for _ in module.parameters(recurse=False)):
             fully_shard(module, mesh=mesh["data_parallel"])
-    return fully_shard(network, mesh=mesh["data_parallel"])
+    fully_shard(network, mesh=mesh["data_parallel"])
+    return network
 
 
 def is_sharded(network: nn.Module) -> bool:
     """Tell whether the network's parameters are divided among the processes."""
-    return any(isinstance(p, distributed.tensor.DTensor) for p in network.parameters())
+    from torch.distributed.tensor import DTensor
+
+    return any(isinstance(p, DTensor) for p in network.parameters())
 
 
 @contextmanager
@@ -120,14 +123,14 @@ def from_first(fabric: Fabric, state: Mapping[str, Any] | None, problem: Excepti
         ProcessError: In the other processes: the first one could not read it.
     """
     if fabric.world_size > 1:
-        data = (
-            seal({"state": state, "problem": None if problem is None else str(problem)}) if is_first_of(fabric) else b""
-        )
+        data = b""
+        if fabric.is_global_zero:
+            data = seal({"state": state, "problem": None if problem is None else str(problem)})
         size = torch.tensor([len(data)], device=fabric.device)
         distributed.broadcast(size, 0)
         content = torch.frombuffer(bytearray(data or bytes(int(size))), dtype=torch.uint8).to(fabric.device)
         distributed.broadcast(content, 0)
-        if not is_first_of(fabric):
+        if not fabric.is_global_zero:
             received = unseal(content.cpu().numpy().tobytes())
             if received["problem"] is not None:
                 raise ProcessError(f"the first process stopped: {received['problem']}")
@@ -135,11 +138,6 @@ def from_first(fabric: Fabric, state: Mapping[str, Any] | None, problem: Excepti
     if problem is not None:
         raise problem
     return state
-
-
-def is_first_of(fabric: Fabric) -> bool:
-    """Tell whether this is the process that reads and writes."""
-    return fabric.global_rank == 0
 
 
 # Whole state, whether divided among processes or not, in one form: so any number of processes can go on from it.

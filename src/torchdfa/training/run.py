@@ -94,7 +94,7 @@ class Run:
         if sharded:
             # The parameters are others once they are divided: the optimizer comes after.
             self.model = fabric.setup_module(self.network)
-            self.optimizer = fabric.setup_optimizers(_optimizer(config, self.network))
+            self.optimizer: Any = fabric.setup_optimizers(_optimizer(config, self.network))
         else:
             self.model, self.optimizer = fabric.setup(self.network, _optimizer(config, self.network))
         mean, std = statistics(self.train)

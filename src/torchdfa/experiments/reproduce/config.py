@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from torchdfa.experiments.cluster import Engine
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class ReproduceConfig:
         accelerator: auto, cpu, cuda or mps.
         shard: "i/n": run only every n-th row from the i-th on, counted from 0, to split the work over machines that see
             one folder.
+        engine: local: processes on this machine. slurm: jobs on a cluster, by submitit. submitit-local: such jobs here.
+        job: Options of a cluster's job, as submitit has them: timeout_min, slurm_partition, cpus_per_task ...
     """
 
     scale: str = "small"
@@ -64,6 +68,8 @@ class ReproduceConfig:
     jobs: int | None = None
     accelerator: str = "auto"
     shard: str = "0/1"
+    engine: Engine = "local"
+    job: dict[str, str | int | float | bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.scale not in SCALES:
