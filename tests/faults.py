@@ -32,7 +32,7 @@ def child(do):
 
 
 def killed_until_done(do, length, chance):
-    """Have a process do something and kill it with SIGKILL at a random moment, again and again until one ends by itself.
+    """Have processes do something, and kill each at a random moment, until one ends by itself.
 
     Args:
         do: Must go on where it was killed.

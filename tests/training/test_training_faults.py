@@ -106,15 +106,21 @@ def test_a_limit_on_the_size_of_files(run, whole, tmp_path):
     same(tmp_path / "run", whole)
 
 
+def stop_after(epoch):
+    def stop(result):
+        if result.epoch == epoch:
+            raise KeyboardInterrupt
+
+    return stop
+
+
 def test_a_folder_that_is_read_only(run, whole, tmp_path, capsys):
     with small_disk(tmp_path / "disk", "2m") as disk:
-
-        def lock(result):
-            if result.epoch == 2:
-                subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-
+        with pytest.raises(KeyboardInterrupt):
+            run(disk / "run", on_epoch=stop_after(2))
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         with pytest.raises(OSError, match="Read-only file system"):
-            run(disk / "run", on_epoch=lock)
+            run(disk / "run")
         options = ["--model", "MLP", "--epochs", "1", "--tensorboard", "false"]
         for out in ("run2", "deep/run3"):
             assert main(["train", *options, "--out", str(disk / out)]) == 2
@@ -148,12 +154,8 @@ def test_a_clock_that_goes_backwards(run, whole, tmp_path, monkeypatch):
     hours = iter(range(10**6))
     monkeypatch.setattr(time, "time", lambda: now - 3600 * next(hours))
 
-    def stop(result):
-        if result.epoch == 2:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "run", on_epoch=stop, keep=3)
+        run(tmp_path / "run", on_epoch=stop_after(2), keep=3)
     paths = list_checkpoints(tmp_path / "run")
     assert len(paths) == 3
     for age, path in enumerate(paths):
@@ -187,12 +189,8 @@ def test_two_runs_on_one_folder_and_what_a_dead_one_leaves(run, whole, tmp_path)
 
 @pytest.mark.parametrize("keep", [0.0, 0.5, 0.99])
 def test_a_cut_off_checkpoint_is_passed_over(run, whole, tmp_path, keep):
-    def stop(result):
-        if result.epoch == 3:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "run", on_epoch=stop)
+        run(tmp_path / "run", on_epoch=stop_after(3))
     last = list_checkpoints(tmp_path / "run")[-1]
     last.write_bytes(last.read_bytes()[: int(keep * last.stat().st_size)])
     with pytest.warns(UserWarning, match="skipped a damaged checkpoint"):
