@@ -111,7 +111,7 @@ def little_memory(most=64 << 20):
 @pytest.mark.parametrize(
     "content",
     [
-        b"\x80\x04N\x94r\xff\xff\xff\xff.",  # an index of 2**32 into the memo
+        b"\x80\x04Nr\xff\xff\xff\xff\x82\x01.",  # an index of 2**32 into the memo, and then an extension
         b"\x80\x04\x8e" + (1 << 40).to_bytes(8, "little") + b"x.",  # a terabyte of bytes
         b"\x80\x04\x8d" + (1 << 40).to_bytes(8, "little") + b"x.",  # of text
         b"\x80\x04\x96" + (1 << 40).to_bytes(8, "little") + b"x.",  # of a bytearray
@@ -292,7 +292,7 @@ def test_a_configuration_does_not_import(tmp_path, monkeypatch, capsys, option, 
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "evil_module.py").write_text("open('was-here', 'w')\nclass X: pass\n")
+    (tmp_path / "evil_module.py").write_text("import pathlib\npathlib.Path('was-here').touch()\nclass X: pass\n")
     (tmp_path / "other.yaml").write_text("class_path: evil_module.X\n")
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(SystemExit):
@@ -300,6 +300,7 @@ def test_a_configuration_does_not_import(tmp_path, monkeypatch, capsys, option, 
     assert "expected one of torchdfa's" in capsys.readouterr().err and not (tmp_path / "was-here").exists()
     if text.startswith("rule: evil"):
         monkeypatch.setenv("TORCHDFA_TRUST", "evil_module")
+        monkeypatch.delitem(sys.modules, "evil_module", raising=False)
         with pytest.raises(SystemExit):
             main(["train", *option, "--print-config"])  # it is no rule; but it was looked at
         assert (tmp_path / "was-here").exists()
