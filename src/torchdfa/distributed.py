@@ -12,8 +12,8 @@ def share_feedback(model: nn.Module) -> list[str]:
     """Make fixed feedback equal on all processes, once, and have DistributedDataParallel leave it alone from then on.
 
     DistributedDataParallel sends all buffers from the first process to the others before every forward. Fixed feedback
-    never changes, so that this is traffic for nothing: a fifth on top of the gradients for dense feedback on a small VGG-16.
-    Feedback that is learned is a parameter, which is treated as the others are.
+    never changes, so that this is traffic for nothing: for dense feedback on a small VGG-16 a fifth on top of the
+    gradients. Feedback that is learned is a parameter, which is treated as the others are.
 
     Call it on the converted model before that is wrapped. It must be called in every process.
 

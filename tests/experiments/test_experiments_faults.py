@@ -43,6 +43,7 @@ def rows(folder):
 
 def test_killed_at_random_moments(tmp_path):
     runner.dataset("digits", None)  # here, so that not every one of the processes loads it
+
     def make(i):
         return lambda: list(run_cells(CELLS, tmp_path / str(i), Here()))
 
