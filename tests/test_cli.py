@@ -146,7 +146,8 @@ def test_options_make_the_configuration(parsed, arguments, expected):
     assert config == TrainConfig(**expected)
     assert re.fullmatch(r"runs/train-[\w-]+-\d{8}-\d{6}", str(out))
     assert options == {
-        "resume": False, "keep": 2, "checkpoint_steps": None, "tensorboard": True, "accelerator": "auto", "devices": 1
+        "resume": False, "keep": 2, "checkpoint_steps": None, "tensorboard": True, "accelerator": "auto", "devices": 1,
+        "strategy": "auto",
     }  # fmt: skip
 
 
@@ -212,7 +213,12 @@ def test_yaml_with_a_rule_a_pattern(call, tmp_path):
 def test_train_writes_a_run_and_resumes_it(call):
     status, out, err = call(*TRAIN, "--out", "run", "--keep", "1")
     assert status == 0, err
-    assert sorted(os.listdir("run")) == ["checkpoint-00000002.pt", "config.json", "metrics.csv", "model.safetensors"]
+    assert sorted(n for n in os.listdir("run") if n != ".lock") == [
+        "checkpoint-00000002.ckpt",
+        "config.json",
+        "metrics.csv",
+        "model.safetensors",
+    ]
     before = Path("run/model.safetensors").read_bytes()
     status, _, err = call(*TRAIN, "--out", "run")
     assert status == 2 and "holds a run already" in err and "--resume run" in err

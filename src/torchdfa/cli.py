@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -75,7 +77,7 @@ def _run(arguments: list[str]) -> int:
     from torchdfa.rules import Rule
     from torchdfa.tracking.commands import add_commands
     from torchdfa.tracking.display import NoDisplayError
-    from torchdfa.training import CheckpointError, Interrupted, TrainConfig, TrainingError, to_dict
+    from torchdfa.training import CheckpointError, Interrupted, ProcessError, TrainConfig, TrainingError, to_dict
 
     set_parsing_settings(subclasses_enabled=[Rule, Network, LanguageModel])
     parser = ArgumentParser(
@@ -97,7 +99,13 @@ def _run(arguments: list[str]) -> int:
     train.add_argument("--checkpoint_steps", type=int | None, help="Also write a checkpoint after every so many steps.")
     train.add_argument("--tensorboard", type=bool, default=True, help="Write TensorBoard events.")
     train.add_argument("--accelerator", type=str, default="auto", help="auto, cpu, cuda or mps.")
-    train.add_argument("--devices", type=int, default=1, help="Processes (DDP) on this machine.")
+    train.add_argument("--devices", type=int, default=1, help="Processes on this machine; torchrun has its own count.")
+    train.add_argument(
+        "--strategy",
+        type=Literal["auto", "ddp", "fsdp"],
+        default="auto",
+        help="Of several processes: each holds the network (ddp, the default), or a share of it (fsdp).",
+    )
     train.add_argument("--print_config", action="store_true", help=_PRINT)
     commands.add_subcommand("train", train, help=_TRAIN)
 
@@ -136,6 +144,8 @@ def _run(arguments: list[str]) -> int:
 
     if len(arguments) > 1 and arguments[0] == "train":
         arguments = ["train", *_with_stored_config(arguments[1:])]
+    for path in _option(arguments, "--config"):
+        _demand_known_classes(Path(path), arguments[0])
     # What is not given is left to the data classes: with defaults, a network that is given by name would take over
     # the default network's settings of the same names.
     parsed = parser.parse_args(arguments, defaults=False)
@@ -163,7 +173,16 @@ def _run(arguments: list[str]) -> int:
         return 130
     except KeyboardInterrupt:
         return 130
-    except (DataError, TrainingError, CheckpointError, CellError, NoDisplayError, ValueError, OSError) as error:
+    except (
+        DataError,
+        TrainingError,
+        CheckpointError,
+        ProcessError,
+        CellError,
+        NoDisplayError,
+        ValueError,
+        OSError,
+    ) as error:
         return _fail(str(error), command)
     except ImportError as error:
         if isinstance(error.__cause__, ImportError):  # of an optional package, and says how to install it
@@ -174,14 +193,23 @@ def _run(arguments: list[str]) -> int:
 def _train(config: TrainConfig, options: dict[str, Any]) -> int:
     from torch import distributed
 
-    from torchdfa.training import Interrupted, describe, fit
+    from torchdfa.training import Interrupted, TrainingError, describe, fit
+    from torchdfa.training.processes import under_torchrun
 
-    resume = options.pop("resume")
-    out = Path(options.pop("out") or resume or _dated("train", config.data))
+    resume, folder = options.pop("resume"), options.pop("out")
+    if under_torchrun() and not (folder or resume):
+        raise ValueError("under torchrun all processes need the same folder, also when they start again: give --out.")
+    out = Path(folder or resume or _dated("train", config.data))
     try:
-        result = fit(config, out, resume=resume is not None, **options)
+        # torchrun starts a job again with the same command: it goes on with what is there.
+        result = fit(config, out, resume=resume is not None or under_torchrun(), **options)
     except Interrupted as stop:
         raise Interrupted(f"{stop}. Go on with: torchdfa train --resume {out}") from None
+    except OSError as error:
+        if not (out / "config.json").is_file():
+            raise
+        text = f"{error}. What was done until the last checkpoint is kept; go on with: torchdfa train --resume {out}"
+        raise TrainingError(text) from error
     if not distributed.is_initialized() or distributed.get_rank() == 0:
         print(describe(result.history[-1], config))
         print(f"written to {out}: model.safetensors, metrics.csv, config.json")
@@ -231,15 +259,63 @@ def _bench(config: BenchConfig, options: dict[str, Any]) -> int:
 
 def _with_stored_config(arguments: list[str]) -> list[str]:
     """Put the configuration of a run that is resumed before the options, so that what is given otherwise shows."""
-    for i, argument in enumerate(arguments):
-        name, _, value = argument.partition("=")
-        if name == "--resume":
-            folder = value or (arguments[i + 1] if i + 1 < len(arguments) else "")
-            stored = Path(folder) / "config.json"
-            if not stored.is_file():
-                raise SystemExit(_fail(f"can't resume: {stored} is not there. Give the folder of a run.", "train"))
-            return ["--config", str(stored), *arguments]
+    for folder in _option(arguments, "--resume"):
+        stored = Path(folder) / "config.json"
+        if not stored.is_file():
+            raise SystemExit(_fail(f"can't resume: {stored} is not there. Give the folder of a run.", "train"))
+        return ["--config", str(stored), *arguments]
     return arguments
+
+
+def _option(arguments: list[str], option: str) -> list[str]:
+    """Return the values that an option is given."""
+    found = []
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = argument.partition("=")
+        if name == option:
+            found.append(value if equals else following)
+    return found
+
+
+def _demand_known_classes(path: Path, command: str) -> None:
+    """Refuse a configuration file that names classes outside of torchdfa: to look for one runs its module's code.
+
+    Whoever trusts a file's own classes says so, in the environment variable TORCHDFA_TRUST.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_bytes())
+    except OSError:
+        return  # the parser says what is wrong
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise SystemExit(_fail(f"{path} is neither YAML nor JSON: {error}", command)) from None
+    trusted = {"torchdfa", *os.environ.get("TORCHDFA_TRUST", "").split(",")}
+    for name in _named_classes(content):
+        if not re.fullmatch(r"\w+(\.\w+)*", name) or ("." in name and name.partition(".")[0] not in trusted):
+            text = f"{path} names the class {name[:200]!r}, expected one of torchdfa's. If you trust the file and the "
+            text += "package it names, set TORCHDFA_TRUST to the package's name."
+            raise SystemExit(_fail(text, command))
+
+
+def _named_classes(content: Any) -> Iterator[str]:
+    """Yield all that a configuration file names as a rule, a network or a class, at any depth."""
+    todo = [(content, False)]
+    seen: set[int] = set()
+    while todo:
+        value, named = todo.pop()
+        if isinstance(value, str) and named:
+            yield value
+        if not isinstance(value, (dict, list)) or id(value) in seen:
+            continue  # YAML's anchors can make a value part of itself
+        seen.add(id(value))
+        if isinstance(value, list):
+            todo += [(part, named) for part in value]
+            continue
+        for key, part in value.items():
+            is_class = key in ("class_path", "rule", "model") or str(key).endswith((".class_path", ".rule", ".model"))
+            # Below init_args are settings; a dict of rules has patterns as its keys.
+            todo.append((part, key != "init_args" and (is_class or (named and "class_path" not in value))))
 
 
 def _underscored(argument: str) -> str:

@@ -1,3 +1,4 @@
+import errno
 import math
 import os
 import signal
@@ -13,8 +14,10 @@ import psutil
 import pytest
 from filelock import FileLock
 
+import torchdfa
 from torchdfa.experiments import CellError, method
 from torchdfa.experiments import runner as module
+from torchdfa.experiments.cluster import make_workers
 from torchdfa.experiments.results import Cell, Results, rows_of, score
 from torchdfa.experiments.runner import Workers, run_cells
 from torchdfa.models import MLP, SmallConv
@@ -193,7 +196,7 @@ def test_a_crash_is_told_after_the_others_are_done_and_tried_again(here, tmp_pat
 def test_an_unreadable_partial_run_is_a_crash_once(here, tmp_path):
     one = cell(epochs=2)
     interrupt(one, tmp_path)
-    (checkpoint,) = (tmp_path / "partial" / one.key).glob("*.pt")
+    (checkpoint,) = (tmp_path / "partial" / one.key).glob("*.ckpt")
     checkpoint.write_bytes(b"damaged")
     with pytest.raises(CellError, match="CheckpointError"):
         list(run_cells([one], tmp_path, here))
@@ -226,7 +229,7 @@ def test_a_run_killed_before_its_first_epoch_starts_anew(here, tmp_path):
     one = cell(epochs=2)
     ((_, whole),) = run_cells([one], tmp_path / "whole", here)
     interrupt(one, tmp_path, epochs=0)
-    assert [p.name for p in (tmp_path / "partial" / one.key).glob("*.pt")] == []
+    assert [p.name for p in (tmp_path / "partial" / one.key).glob("*.ckpt")] == []
     ((_, rows),) = run_cells([one], tmp_path, here)
     assert plain(rows) == plain(whole)
 
@@ -335,9 +338,11 @@ def start(tmp_path):
     def begin(settings):
         # A worker reads its parent's main module anew.
         (tmp_path / "other.py").write_text(OTHER)
+        # This checkout, whichever one is installed.
+        path = [str(Path(__file__).parent), str(Path(torchdfa.__file__).parents[1])]
         process = subprocess.Popen(
             [sys.executable, str(tmp_path / "other.py"), str(tmp_path), repr(settings)],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path)},
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -352,7 +357,7 @@ def start(tmp_path):
 
 
 def steps_done(one, folder):
-    found = (folder / "partial" / one.key).glob("checkpoint-*.pt")
+    found = (folder / "partial" / one.key).glob("checkpoint-*.ckpt")
     return max((int(path.stem.partition("-")[2]) for path in found), default=0)
 
 
@@ -450,3 +455,52 @@ def test_a_deadly_cell_ends_as_an_error(workers, tmp_path, monkeypatch):
     with pytest.raises(CellError, match=r"^1 runs crashed \(BP, rate 0\.5: its process died 2 times\)"):
         done.extend(one for one, _ in run_cells([deadly, good], tmp_path, workers))
     assert done == [good] and len(log.read_text().split()) == 2
+
+
+def test_a_full_disk_keeps_what_a_cell_has_done(here, tmp_path, monkeypatch):
+    """The disk is full when the second epoch's checkpoint is written; then there is room again."""
+    from torchdfa.training import loop
+
+    one = cell(epochs=3)
+    ((_, whole),) = run_cells([one], tmp_path / "whole", here)
+    save, written = loop.save_checkpoint, []
+
+    def fill(folder, number, *rest):
+        if written:
+            raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+        written.append(save(folder, number, *rest))
+
+    monkeypatch.setattr(loop, "save_checkpoint", fill)
+    with pytest.raises(CellError, match="No space left"):
+        list(run_cells([one], tmp_path, here))
+    assert written[0].exists() and "No space left" in (tmp_path / "failures.log").read_text()
+    monkeypatch.setattr(loop, "save_checkpoint", save)
+    seen = []
+    monkeypatch.setattr(module, "fit", lambda *a, **k: fit(*a, **k, on_epoch=lambda r: seen.append(r.epoch)))
+    ((_, rows),) = run_cells([one], tmp_path, here)
+    assert seen == [2, 3] and plain(rows) == plain(whole)
+    assert not (tmp_path / "partial" / one.key).exists()
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_cells_as_jobs_of_a_cluster(tmp_path, monkeypatch, dies):
+    """submitit's own local cluster: processes, with its pickles and its folders."""
+    pytest.importorskip("submitit")
+    from torchdfa.experiments import cluster
+
+    monkeypatch.setattr(cluster, "_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(module, "_DEATHS", 0)
+    with make_workers(2, "cpu", "submitit-local", {"timeout_min": 5}) as crew:
+        if dies:
+            one = cell(model=Deadly(hidden=(16,), log=str(tmp_path / "log")))
+            with pytest.raises(CellError, match="its process died 1 times"):
+                list(run_cells([one], tmp_path, crew))
+            return
+        cells = [cell(), cell(lr=0.02)]
+        done = dict(run_cells(cells, tmp_path, crew))
+    assert set(done) == set(cells) == {c for c in cells if c.key in Results(tmp_path / "results.csv").read()}
+    for one in cells:
+        assert [f"{r.test_top1:.6g}" for r in done[one]] == [
+            f"{h.test_top1:.6g}" for h in fit(one.config, progress=False, accelerator="cpu").history
+        ]
+    assert list((tmp_path / "jobs").iterdir())

@@ -22,6 +22,7 @@ from torchdfa.training import (
     to_dict,
 )
 from torchdfa.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint, write_atomically
+from torchdfa.training.sealed import read_sealed, seal
 
 CONFIG = {"lr": 0.1, "model": {"init_args": {"width": 1}}}
 
@@ -103,9 +104,9 @@ def test_keeps_the_newest(tmp_path, keep):
 
 def test_a_checkpoint_outlives_damaged_later_ones(tmp_path):
     save_checkpoint(tmp_path, 6, {"n": 6}, CONFIG, 1)
-    (tmp_path / "checkpoint-00000009.pt").write_bytes(b"damaged")
+    (tmp_path / "checkpoint-00000009.ckpt").write_bytes(b"damaged")
     save_checkpoint(tmp_path, 7, {"n": 7}, CONFIG, 1)
-    assert names(tmp_path) == ["checkpoint-00000007.pt"]
+    assert names(tmp_path) == ["checkpoint-00000007.ckpt"]
 
 
 def test_no_checkpoint_yet(tmp_path):
@@ -117,13 +118,13 @@ def test_no_checkpoint_yet(tmp_path):
 def test_a_damaged_checkpoint_is_skipped(tmp_path, how):
     for number in (3, 6):
         save_checkpoint(tmp_path, number, {"n": number, "w": torch.zeros(1000)}, CONFIG, 2)
-    damage(tmp_path / "checkpoint-00000006.pt", how)
-    with pytest.warns(UserWarning, match=r"damaged.*going on from checkpoint-00000003\.pt.*checkpoint-00000006\.pt: "):
+    damage(tmp_path / "checkpoint-00000006.ckpt", how)
+    with pytest.warns(UserWarning, match=r"damaged.*going on from checkpoint-00000003\.ckpt.*-00000006\.ckpt: "):
         state = load_checkpoint(tmp_path, CONFIG)
     assert state is not None and state["n"] == 3
-    damage(tmp_path / "checkpoint-00000003.pt", how)
+    damage(tmp_path / "checkpoint-00000003.ckpt", how)
     with pytest.raises(
-        CheckpointError, match=r"none of its checkpoints can be read .*00006\.pt: .*00003\.pt: .*Start anew"
+        CheckpointError, match=r"none of its checkpoints can be read .*00006\.ckpt: .*00003\.ckpt: .*Start anew"
     ):
         load_checkpoint(tmp_path, CONFIG)
 
@@ -137,21 +138,24 @@ class Bomb:
 def test_code_in_a_checkpoint_does_not_run(tmp_path, monkeypatch, write):
     monkeypatch.setenv("TORCHDFA_TEST_BOMB", str(tmp_path / "exploded"))
     content = {"format": 1, "torchdfa": "0", "config": json.dumps(CONFIG), "state": Bomb()}
-    with open(tmp_path / "checkpoint-00000001.pt", "wb") as file:
+    with open(tmp_path / "checkpoint-00000001.ckpt", "wb") as file:
         torch.save(content, file) if write == "torch" else pickle.dump(content, file)
     with pytest.raises(CheckpointError, match="can't resume"):
         load_checkpoint(tmp_path, CONFIG)
-    assert names(tmp_path) == ["checkpoint-00000001.pt"]
+    assert names(tmp_path) == ["checkpoint-00000001.ckpt"]
 
 
 def test_another_format_is_refused(tmp_path):
     path = save_checkpoint(tmp_path, 1, {}, CONFIG, 1)
-    content = torch.load(path, weights_only=True)
-    torch.save(content | {"format": 2, "torchdfa": "9.9"}, path)
-    with pytest.raises(CheckpointError, match=r"format 2 \(torchdfa 9\.9\).*reads format 1"):
+    path.write_bytes(seal(read_sealed(path) | {"format": 3, "torchdfa": "9.9"}))
+    with pytest.raises(CheckpointError, match=r"format 3 \(torchdfa 9\.9\).*reads format 2"):
         load_checkpoint(tmp_path, CONFIG)
-    torch.save({"some": 1}, path)
-    with pytest.raises(CheckpointError, match="no torchdfa checkpoint"):
+    for content in ({"some": 1}, [1], {"format": 2, "config": "[]", "state": {}}):
+        path.write_bytes(seal(content))
+        with pytest.raises(CheckpointError, match="no torchdfa checkpoint"):
+            load_checkpoint(tmp_path, CONFIG)
+    path.rename(path.with_suffix(".pt"))
+    with pytest.raises(CheckpointError, match=r"format 1, a pickle"):
         load_checkpoint(tmp_path, CONFIG)
 
 
@@ -170,8 +174,8 @@ def test_other_settings_are_refused_by_name(tmp_path):
 def test_a_runs_checkpoints(quick, run, tmp_path):
     config = quick(rule=dfa.CBDFA(), alignment=1)
     result = run(config, tmp_path, checkpoint_steps=3, keep=3)
-    assert [p.name for p in list_checkpoints(tmp_path)] == [f"checkpoint-{n:08d}.pt" for n in (11, 14, 16)]
-    content = torch.load(tmp_path / "checkpoint-00000016.pt", weights_only=True)
+    assert [p.name for p in list_checkpoints(tmp_path)] == [f"checkpoint-{n:08d}.ckpt" for n in (11, 14, 16)]
+    content = read_sealed(tmp_path / "checkpoint-00000016.ckpt")
     assert set(content) == {"format", "torchdfa", "config", "state"}
     assert json.loads(content["config"]) == to_dict(config) and content["torchdfa"] == dfa.__version__
     state = content["state"]
@@ -180,7 +184,7 @@ def test_a_runs_checkpoints(quick, run, tmp_path):
     assert any("feedback" in name for name in state["model"])
     assert len(state["history"]) == 2 and {a["epoch"] for a in state["angles"]} == {1, 2}
     assert (state["place"]["epoch"], state["place"]["step"]) == (2, 0)
-    middle = torch.load(tmp_path / "checkpoint-00000014.pt", weights_only=True)["state"]["place"]
+    middle = read_sealed(tmp_path / "checkpoint-00000014.ckpt")["state"]["place"]
     assert (middle["epoch"], middle["step"], middle["seen"], len(middle["seconds"])) == (1, 6, 300, 6)
 
 
@@ -277,7 +281,7 @@ def test_a_run_is_not_overwritten(quick, run, tmp_path):
 
 def test_resume_skips_a_damaged_checkpoint(quick, run, same, tmp_path):
     whole = run(quick(), tmp_path, checkpoint_steps=3)
-    damage(tmp_path / "checkpoint-00000016.pt", "flipped")
+    damage(tmp_path / "checkpoint-00000016.ckpt", "flipped")
     with pytest.warns(UserWarning, match="skipped a damaged checkpoint"):
         rest = run(quick(), tmp_path, resume=True)
     assert same(rest.model, whole.model)

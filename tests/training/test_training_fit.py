@@ -264,7 +264,8 @@ def test_angles_of_bp_are_zero(quick, run, tmp_path):
 def test_no_angles_no_file(quick, run, tmp_path):
     assert run(quick(epochs=1), tmp_path).angles == []
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "checkpoint-00000008.pt",
+        ".lock",
+        "checkpoint-00000008.ckpt",
         "config.json",
         "metrics.csv",
         "model.safetensors",

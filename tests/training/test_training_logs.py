@@ -38,9 +38,9 @@ def test_events_hold_the_scalars_once_also_after_a_resume(quick, digits, tmp_pat
     with pytest.raises(Interrupted):
         fit(config, tmp_path, on_epoch=lambda r: r.epoch == 2 and signal.raise_signal(signal.SIGINT), **options)
     # As if the last epoch's checkpoint had not been reached: epoch 2 is done again.
-    for path in sorted(tmp_path.glob("checkpoint-*.pt"))[1:]:
+    for path in sorted(tmp_path.glob("checkpoint-*.ckpt"))[1:]:
         path.unlink()
-    if not list(tmp_path.glob("checkpoint-*.pt")):
+    if not list(tmp_path.glob("checkpoint-*.ckpt")):
         pytest.fail("no checkpoint of the first epoch")
     history = fit(config, tmp_path, resume=True, **options).history
     found = scalars(tmp_path)

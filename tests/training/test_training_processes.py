@@ -65,7 +65,7 @@ def uninterrupted(tmp_path_factory):
 
 
 def steps_done(out):
-    return max((int(p.stem.split("-")[1]) for p in out.glob("checkpoint-*.pt")), default=0)
+    return max((int(p.stem.split("-")[1]) for p in out.glob("checkpoint-*.ckpt")), default=0)
 
 
 def wait_for(process, out, steps):
@@ -130,7 +130,7 @@ def test_two_processes_learn_what_one_does(start, tmp_path, capsys):
     # Only the first process writes and speaks.
     assert output.count("epoch 3/3") == output.count("written to") == 1
     assert (
-        len(list((tmp_path / "two").glob("events.*"))) == 1 and (tmp_path / "two" / "checkpoint-00000009.pt").exists()
+        len(list((tmp_path / "two").glob("events.*"))) == 1 and (tmp_path / "two" / "checkpoint-00000009.ckpt").exists()
     )
     tables = [
         [line.split(",")[:9] for line in (tmp_path / n / "metrics.csv").read_text().splitlines()[1:]]

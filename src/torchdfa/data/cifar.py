@@ -19,6 +19,8 @@ from torchdfa.data.sources import damaged, download_folder, missing, places, rea
 
 SHAPE = (3, 32, 32)
 PIXELS = 3072
+# More than class names ever take; a file that claims to hold them and is larger is not read.
+_NAMES_BYTES = 1 << 24
 
 
 class Version(Protocol):
@@ -78,7 +80,7 @@ class Binary:
             DataError: If the file is missing or is not text.
         """
         try:
-            lines = read_bytes(path).decode().splitlines()
+            lines = read_bytes(path, _NAMES_BYTES).decode().splitlines()
         except UnicodeDecodeError as error:
             raise damaged(path, f"bytes that are not UTF-8 text ({error.reason})", "class names, one a line") from error
         return tuple(line.strip() for line in lines if line.strip())
@@ -90,7 +92,7 @@ class Binary:
             DataError: If the file is missing or has another number of bytes.
         """
         record = self.label_bytes + PIXELS
-        content = np.frombuffer(read_bytes(path), np.uint8)
+        content = np.frombuffer(read_bytes(path, 2 * count * record), np.uint8)
         if len(content) != count * record:
             expected = f"{count * record:,} bytes ({count:,} records of {record:,})"
             raise damaged(path, f"{len(content):,} bytes", expected)
@@ -124,7 +126,7 @@ class Pickled:
         Raises:
             DataError: If the file is missing, broken or refused.
         """
-        names = _entry(path, read_pickle(path), self.names_key)
+        names = _entry(path, read_pickle(path, _NAMES_BYTES), self.names_key)
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise damaged(path, f"{self.names_key!r} that is no list of names", "a list of class names")
         return tuple(names)
@@ -135,7 +137,8 @@ class Pickled:
         Raises:
             DataError: If the file is missing, broken, refused or has another number of images.
         """
-        content = read_pickle(path)
+        # Bytes written as text take two for one; beside them are labels and file names.
+        content = read_pickle(path, 3 * count * PIXELS + _NAMES_BYTES)
         pixels, labels = _entry(path, content, "data"), _entry(path, content, self.label_key)
         if not isinstance(pixels, PickledArray) or pixels.shape != (count, PIXELS):
             found = f"shape {pixels.shape}" if isinstance(pixels, PickledArray) else type(pixels).__name__
@@ -343,23 +346,47 @@ _ALLOWED: dict[tuple[str, str], object] = {
 }
 
 
-class _RestrictedUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str, /) -> Any:
+class _RestrictedUnpickler(pickle._Unpickler):
+    """Python's own unpickler, less what can do harm.
+
+    It is the one written in Python: that in C takes memory for what a file says it holds (an index of 2³² in the
+    memo, a string of 2⁴⁰ bytes) before it looks whether that is there.
+    """
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return the stand-in for a name, if it has one."""
         try:
             return _ALLOWED[module, name]
         except KeyError:
             raise pickle.UnpicklingError(f"a reference to {module}.{name}, which image data has no use for") from None
 
+    def get_extension(self, code: int) -> None:
+        """Refuse a reference by number, which would be looked up in a table of the process."""
+        raise pickle.UnpicklingError(f"a reference to the extension {code}, which image data has no use for")
 
-def read_pickle(path: Path) -> object:
+    def load_build(self) -> None:
+        """Set the state of an array or its type; of anything else, our own stand-ins' code, it would be overwritten."""
+        if type(self.stack[-2]) not in (PickledArray, _PickledDtype):  # type: ignore[attr-defined]
+            raise pickle.UnpicklingError("a state for something that has none")
+        super().load_build()  # type: ignore[misc]
+
+    dispatch = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}  # type: ignore[attr-defined] # noqa: RUF012
+
+
+def read_pickle(path: Path, most: int | None = None) -> object:
     """Read a pickle of builtin containers, numbers, text and uint8 arrays.
 
-    Arrays come back as ``PickledArray``. Nothing that the file names is imported or called.
+    Arrays come back as ``PickledArray``. Nothing that the file names is imported or called, and it takes no more memory
+    than a small multiple of its size.
+
+    Args:
+        path: Of the file.
+        most: Bytes that it may have.
 
     Raises:
-        DataError: If the file is missing or broken, or refers to anything else.
+        DataError: If the file is missing, too large or broken, or refers to anything else.
     """
-    content = io.BytesIO(read_bytes(path))
+    content = io.BytesIO(read_bytes(path, most))
     try:
         # latin1 maps all 256 bytes, so that byte strings of Python 2 survive.
         return _RestrictedUnpickler(content, encoding="latin1").load()

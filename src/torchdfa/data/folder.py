@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -65,13 +67,25 @@ def _files(folder: Path) -> dict[str, list[Path]]:
     for entry in classes:
         files[entry.name] = sorted(
             Path(parent, name)
-            for parent, _, names in os.walk(entry, followlinks=True)
+            for parent, names in _walk(entry)
             for name in names
             if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
         )
         if not files[entry.name]:
             raise DataError(f"{entry}: found no images, expected at least one of {', '.join(EXTENSIONS)}.")
     return files
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield the folders at and below one, and the files' names, following links, but not around in circles."""
+    seen: set[str] = set()
+    for parent, below, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        yield parent, names
 
 
 def _read_images(files: dict[str, list[Path]], image_size: int | None, size: torch.Size, first: Path) -> ImageSet:
@@ -92,8 +106,11 @@ def _decode(path: Path, image_size: int | None) -> Tensor:
     """Decode an image as RGB of shape (3, H, W), uint8, resized if asked to."""
     pillow = require("PIL.Image")
     try:
-        with pillow.open(path) as picture:
-            pixels = np.array(picture.convert("RGB"))
+        with warnings.catch_warnings():
+            # Of more than 89 million pixels, which a file of a few kilobytes can claim to have.
+            warnings.simplefilter("error", pillow.DecompressionBombWarning)
+            with pillow.open(path) as picture:
+                pixels = np.array(picture.convert("RGB"))
     except Exception as error:  # decoders of damaged files raise many kinds of error
         raise DataError(
             f"{path}: found a file that cannot be decoded ({error}), expected an image. Replace or remove the file."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import math
 import struct
 import zlib
@@ -19,6 +20,8 @@ from torchdfa.data.sources import damaged, download_folder, missing, places, rea
 
 # The magic number's third byte is the element type (8: unsigned byte), its fourth the number of dimensions.
 UNSIGNED_BYTE = 0x08
+# Bytes of a file, also unpacked; MNIST's largest has 47 million.
+LARGEST = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -102,12 +105,16 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
     Raises:
         DataError: If the file is missing, is not such an idx file or has another size than its header says.
     """
-    content = read_bytes(path)
+    content = read_bytes(path, LARGEST)
     if path.suffix == ".gz":
         try:
-            content = gzip.decompress(content)
+            # A few kilobytes can unpack to gigabytes: no more is unpacked than a set of this kind can hold.
+            with gzip.GzipFile(fileobj=io.BytesIO(content)) as stream:
+                content = stream.read(LARGEST + 1)
         except (OSError, EOFError, zlib.error, struct.error) as error:
             raise damaged(path, f"a broken gzip stream ({error})", "a complete one") from error
+        if len(content) > LARGEST:
+            raise damaged(path, f"more than {LARGEST:,} bytes when unpacked", "no more")
     header = 4 + 4 * dimensions
     if len(content) < header:
         raise damaged(path, f"{len(content)} bytes", f"an idx header of {header} bytes")

@@ -59,13 +59,19 @@ def damaged(path: Path, found: str, expected: str) -> DataError:
     )
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path, most: int | None = None) -> bytes:
     """Read a whole file.
 
+    Args:
+        path: Of the file.
+        most: Bytes that it may have; a larger one is refused before it is read. None: any number.
+
     Raises:
-        DataError: If it is missing or unreadable.
+        DataError: If it is missing, unreadable or too large.
     """
     try:
+        if most is not None and (size := path.stat().st_size) > most:
+            raise damaged(path, f"{size:,} bytes", f"at most {most:,}")
         return path.read_bytes()
     except FileNotFoundError as error:
         raise DataError(

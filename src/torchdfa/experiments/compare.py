@@ -6,7 +6,7 @@ import dataclasses
 import math
 import statistics as stats
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +14,7 @@ import torch
 
 import torchdfa
 from torchdfa.data import Batches, Dataset, load, statistics
+from torchdfa.experiments.cluster import Engine, make_workers
 from torchdfa.experiments.methods import METHODS, method
 from torchdfa.experiments.progress import watch
 from torchdfa.experiments.results import Row, score
@@ -48,7 +49,9 @@ class CompareConfig:
         clip: Largest norm of the gradient.
         augment: Random flips and crops.
         precision: See torchdfa.training.TrainConfig; by default float32 for small images.
-        jobs: Runs at a time, one thread each; by default one a core.
+        jobs: Runs at a time, one thread each; by default one a core, or 100 on a cluster.
+        engine: local: processes on this machine. slurm: jobs on a cluster, by submitit. submitit-local: such jobs here.
+        job: Options of a cluster's job, as submitit has them: timeout_min, slurm_partition, cpus_per_task ...
     """
 
     data: str = "digits"
@@ -66,6 +69,8 @@ class CompareConfig:
     augment: bool = False
     precision: Literal["auto", "32-true", "bf16-mixed"] | None = None
     jobs: int | None = None
+    engine: Engine = "local"
+    job: dict[str, str | int | float | bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.methods if name not in METHODS]
@@ -122,7 +127,7 @@ def compare(config: CompareConfig, out: Path, *, progress: bool = True) -> list[
     steps, memory = _steps(config, dataset)
     lines = [_line(config, name, size) for name in config.methods]
     planned = sum(line.budget.runs for line in lines)
-    with watch(progress, planned) as watcher, Workers(config.jobs or default_jobs()) as workers:
+    with watch(progress, planned) as watcher, _workers(config) as workers:
         runs = run_study("compare", lines, out, workers=workers, watcher=watcher)
         watcher.say("timing a training step of each method")
         seconds = _timed(steps)
@@ -134,6 +139,11 @@ def compare(config: CompareConfig, out: Path, *, progress: bool = True) -> list[
     write_summary(out / "summary.md", config, scores, runs, size)
     plot(out / "curves.png", config, runs, chosen)
     return scores
+
+
+def _workers(config: CompareConfig) -> Workers:
+    local = config.engine == "local"
+    return make_workers(config.jobs or (default_jobs() if local else None), "cpu", config.engine, config.job)
 
 
 def _completed(config: CompareConfig, dataset: Dataset) -> CompareConfig:

@@ -32,8 +32,19 @@ def keep_angles(cell: Cell, run: Path) -> None:
 
 
 def read_angles(folder: Path) -> list[dict[str, str]]:
-    """Return the rows of an experiment's ``angles.csv``: method, seed, epoch, parameter, degrees."""
-    if not (folder / "angles.csv").is_file():
+    """Return the rows of an experiment's ``angles.csv``: method, seed, epoch, parameter, degrees.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    path = folder / "angles.csv"
+    if not path.is_file():
         return []
-    with open(folder / "angles.csv", newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no CSV, or damaged ({error}). Move it away.") from error
+    if any(set(row) != set(_FIELDS) or None in row.values() for row in rows):
+        raise ValueError(f"{path} has other columns than {list(_FIELDS)} in some row. Move it away.")
+    return rows

@@ -140,20 +140,21 @@ class Results:
         if not self.path.exists():
             return {}
         text = self.path.read_bytes()
-        # A last line without an end was cut off, perhaps in the middle of its key.
-        text = text[: text.rfind(b"\n") + 1].decode()
-        reader = csv.DictReader(io.StringIO(text, newline=""))
-        columns = tuple(reader.fieldnames or ())
-        if columns not in (_FIELDS, tuple(f for f in _FIELDS if f not in _LATER)):
-            raise ValueError(
-                f"{self.path} has the columns {reader.fieldnames}, expected {list(_FIELDS)}. Move it away."
-            )
         runs: dict[str, list[Row]] = {}
-        for line in reader:
-            row = _parse(line)
-            if row is not None:
-                runs.setdefault(row.key, []).append(row)
-        return {key: rows for key, rows in runs.items() if rows[-1].problem or len(rows) == rows[-1].epochs}
+        try:
+            # A last line without an end was cut off, perhaps in the middle of its key.
+            reader = csv.DictReader(io.StringIO(text[: text.rfind(b"\n") + 1].decode(), newline=""))
+            if tuple(reader.fieldnames or ()) not in (_FIELDS, tuple(f for f in _FIELDS if f not in _LATER)):
+                raise ValueError(
+                    f"{self.path} has the columns {reader.fieldnames}, expected {list(_FIELDS)}. Move it away."
+                )
+            for line in reader:
+                row = _parse(line)
+                if row is not None:
+                    runs.setdefault(row.key, []).append(row)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"{self.path} is no CSV, or damaged ({error}). Move it away.") from error
+        return {key: rows for key, rows in runs.items() if _whole(rows)}
 
     def add(self, rows: Sequence[Row]) -> None:
         """Append the rows of one finished run, unless it is there already."""
@@ -184,6 +185,14 @@ class Results:
         for row in rows:
             writer.writerow({k: _shown(v) for k, v in dataclasses.asdict(row).items()})
         write_atomically(self.path, lambda file: file.write(text.getvalue().encode()))
+
+
+def _whole(rows: Sequence[Row]) -> bool:
+    """Tell whether these are all the rows of one run, or those of one that ended before its last epoch."""
+    last = rows[-1]
+    if last.problem:
+        return True
+    return len(rows) == last.epochs and all(row.epoch == i for i, row in enumerate(rows, 1))
 
 
 def find_results(folder: Path) -> list[Results]:

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -151,6 +152,14 @@ def dataset(name: str, root: str | None) -> Dataset | Corpus:
     return load_any(name, root)
 
 
+def run_one(cell: Cell, folder: Path, accelerator: str) -> str:
+    """Run one cell in a job of its own."""
+    import torch
+
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1))
+    return _run(cell, folder, accelerator)
+
+
 def _work(cell: Cell, folder: Path, accelerator: str) -> str:
     """Run one cell, as a worker."""
     try:
@@ -178,12 +187,21 @@ def _run(cell: Cell, folder: Path, accelerator: str) -> str:
             except Exception as error:
                 # One broken cell is recorded and must not end the others.
                 problem = f"{type(error).__name__}: {error}"
-                with FileLock(folder / ".failures.lock"), open(folder / "failures.log", "a", encoding="utf-8") as log:
-                    log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {cell}\n{traceback.format_exc()}\n")
+                # A full disk is not the cell's fault: its checkpoint is whole, and it goes on from there.
+                keep = isinstance(error, OSError)
+                with suppress(OSError):
+                    _log(folder, cell)
+                if keep:
+                    return problem
             shutil.rmtree(partial, ignore_errors=True)
             return problem
     except Timeout:
         return _ELSEWHERE
+
+
+def _log(folder: Path, cell: Cell) -> None:
+    with FileLock(folder / ".failures.lock"), open(folder / "failures.log", "a", encoding="utf-8") as log:
+        log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {cell}\n{traceback.format_exc()}\n")
 
 
 def _rows(cell: Cell, partial: Path, accelerator: str) -> list[Row]:

@@ -70,7 +70,7 @@ def load_chip(name: str | Path) -> Chip:
         sram = fields["sram"]
         low, middle, high = (8.0 * x for x in fields["dram"]["pj_per_bit"])
         per_byte = sram.get("pj_per_byte") or sram_picojoules(float(sram["kib"]), int(fields["nanometres"]))
-        return Chip(
+        chip = Chip(
             Path(name).stem,
             " ".join(fields["about"].split()),
             float(fields["clock_mhz"]),
@@ -87,10 +87,30 @@ def load_chip(name: str | Path) -> Chip:
             {k: float(fields["picojoules"][k]) for k in ("mac", "add", "sign_bit", "weight_update")},
             " ".join(fields["energies_from"].split()),
         )
-    except (KeyError, TypeError) as error:
+        _demand_sound(chip)
+        return chip
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ValueError(
             f"chip {name}: {error} is missing or of the wrong kind; bdfa-65nm.yaml is an example."
         ) from error
+
+
+def _demand_sound(chip: Chip) -> None:
+    """Refuse what no chip can have: the cost of a step divides by some of it."""
+    positive = {
+        "clock_mhz": chip.megahertz,
+        "mac.rows": chip.rows,
+        "mac.columns": chip.columns,
+        "update.lanes": chip.update_lanes,
+        "sram.kib": chip.sram_bytes,
+        "dram.bytes_per_cycle": chip.dram_bandwidth,
+    }
+    others = {"direct.terms": chip.terms, "direct.lanes": chip.lanes, "sram.pj_per_byte": chip.sram_pj}
+    others |= {f"dram.pj_per_bit[{i}]": value for i, value in enumerate(chip.dram_pj)}
+    others |= {f"bytes.{k}": v for k, v in chip.bytes.items()} | {f"picojoules.{k}": v for k, v in chip.pj.items()}
+    for where, value in {**positive, **others}.items():
+        if not (0 <= value < float("inf")) or (where in positive and not value):
+            raise ValueError(f"{where}={value}")
 
 
 def _read(name: str | Path) -> dict[str, Any]:
@@ -98,11 +118,19 @@ def _read(name: str | Path) -> dict[str, Any]:
     if str(name) in chips():
         text = own.read_text()
     elif Path(name).is_file():
-        text = Path(name).read_text()
+        text = Path(name).read_text(errors="replace")
     else:
         raise ValueError(f"no chip {str(name)!r}: give a YAML file, or one of {', '.join(chips())}.")
-    fields = yaml.safe_load(text)
+    try:
+        fields = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"chip {name}: its file is no YAML ({error}).") from error
     if not isinstance(fields, dict):
         raise ValueError(f"chip {name}: its file holds no mapping.")
     base = fields.pop("base", None)
-    return {**(_read(base) if base else {}), **fields}
+    if base is None:
+        return fields
+    # A described chip may stand on one of the package's, not on any file of the machine, nor on itself.
+    if base not in chips() or base == name:
+        raise ValueError(f"chip {name}: base: {base!r}, expected one of {', '.join(chips())}.")
+    return {**_read(base), **fields}

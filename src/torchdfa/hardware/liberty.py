@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import math
 import re
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_TOKEN = re.compile(r'/\*.*?\*/|//[^\n]*|\\\r?\n|"[^"]*"|[^\s"(){}:;,]+|[(){}:;,]', re.S)
+# A comment that is not closed goes on to the end: to look for its end from every one on would take the square of time.
+_TOKEN = re.compile(r'/\*(?:.*?\*/|.*)|//[^\n]*|\\\r?\n|"[^"]*"|[^\s"(){}:;,]+|[(){}:;,]', re.S)
+# Bytes of a library that was packed, unpacked.
+_LARGEST = 1 << 29
 _FARADS = {"pf": 1e-12, "ff": 1e-15}
 _PREFIX = {"p": 1e-12, "n": 1e-9, "u": 1e-6, "m": 1e-3}
 
@@ -152,7 +157,7 @@ def read_liberty(path: Path | str) -> Library:
         OSError: It can't be read.
     """
     path = Path(path)
-    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    raw = _unpacked(path) if path.suffix == ".gz" else path.read_bytes()
     tokens = [t for t in _TOKEN.findall(raw.decode(errors="replace")) if t[:2] not in ("/*", "//") and t[0] != "\\"]
     if not tokens or tokens[0] != "library":
         raise LibertyError(f"{path} is no Liberty file: it does not begin with library(...).")
@@ -163,15 +168,32 @@ def read_liberty(path: Path | str) -> Library:
         seconds = _quantity(top.attributes["time_unit"])
         leakage = _quantity(top.attributes.get("leakage_power_unit", "1nW"))
         volts = float(top.attributes["nom_voltage"])
+        if not all(math.isfinite(x) and x > 0 for x in (farads, seconds, volts)):
+            raise LibertyError(f"units of {farads} F and {seconds} s at {volts} V, expected positive numbers.")
+        templates = {g.arguments[0]: g for g in top.all("lu_table_template", "power_lut_template")}
+        cells = {g.arguments[0]: _cell(g, templates, farads, leakage) for g in top.all("cell")}
+        return Library(top.arguments[0], volts, seconds, farads, cells)
+    except LibertyError as error:
+        raise LibertyError(f"{path}: {error}") from error
     except (KeyError, IndexError) as error:
         raise LibertyError(f"{path}: {error} is missing, or the file ends too early.") from error
-    templates = {g.arguments[0]: g for g in top.all("lu_table_template", "power_lut_template")}
-    cells = {g.arguments[0]: _cell(g, templates, farads, leakage) for g in top.all("cell")}
-    return Library(top.arguments[0], volts, seconds, farads, cells)
+    except (ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        raise LibertyError(f"{path}: an entry is none ({type(error).__name__}: {error}).") from error
+
+
+def _unpacked(path: Path) -> bytes:
+    try:
+        with gzip.open(path) as stream:
+            raw = stream.read(_LARGEST + 1)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise LibertyError(f"{path}: a broken gzip stream ({error}).") from error
+    if len(raw) > _LARGEST:
+        raise LibertyError(f"{path}: more than {_LARGEST:,} bytes when unpacked; no library is that large.")
+    return raw
 
 
 def _quantity(text: str) -> float:
-    match = re.fullmatch(r"([\d.]+)\s*([pnum]?)[sW]", text)
+    match = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*([pnum]?)[sW]", text)
     if not match:
         raise LibertyError(f"unit {text!r}, expected one such as 1ns or 1nW.")
     return float(match[1]) * _PREFIX.get(match[2], 1.0)
@@ -331,9 +353,14 @@ def render(function: str, name: Callable[[str], str], negate: Callable[[str], st
             value = f"({value} | {both()})"
         return value
 
-    value = either()
+    if "".join(tokens) != "".join(function.split()):
+        raise LibertyError(f"function {function[:200]!r} has characters that no function has.")
+    try:
+        value = either()
+    except RecursionError:
+        raise LibertyError(f"function {function[:200]!r}…: too many brackets in one another.") from None
     if peek():
-        raise LibertyError(f"function {function!r}: {peek()!r} is left over.")
+        raise LibertyError(f"function {function[:200]!r}: {peek()!r} is left over.")
     return value
 
 

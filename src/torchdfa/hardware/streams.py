@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 import torchdfa
+from torchdfa.data.arrays import read_arrays
+from torchdfa.data.errors import DataError
 from torchdfa.feedback.binary import SeededFeedback
 from torchdfa.feedback.lfsr import seed_of
 from torchdfa.hardware.designs import Parameters
@@ -74,9 +76,11 @@ class Recording:
     @staticmethod
     def load(path: Path) -> Recording:
         """Read it."""
-        with np.load(path) as file:
-            arrays = {name: file[name] for name in file.files}
-        return Recording(**{**arrays, "key": int(arrays["key"]), "accuracy": float(arrays["accuracy"])})
+        arrays: dict[str, Any] = dict(read_arrays(path))
+        try:
+            return Recording(**{**arrays, "key": int(arrays["key"]), "accuracy": float(arrays["accuracy"])})
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path} is no recording ({error}); remove it.") from error
 
 
 def record(config: RecordConfig) -> Recording:

@@ -59,25 +59,45 @@ def load_head(path: Path, rule: Rule | Mapping[str, Rule] | None) -> OnlineHead:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})["torchdfa.OnlineHead"])
             state = {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        if not isinstance(about, dict) or not isinstance(about.get("format"), int):
+            raise ValueError("its description is none")
+    except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is no head that OnlineHead.save wrote, which are safetensors files: {type(error).__name__}: "
             f"{error}."
         ) from error
     if about["format"] != FORMAT:
         raise ValueError(
-            f"{path} has format {about['format']} (torchdfa {about['version']}); this is torchdfa "
+            f"{path} has format {about['format']} (torchdfa {about.get('version')}); this is torchdfa "
             f"{torchdfa.__version__}, which reads format {FORMAT}."
         )
-    if rule is None and about["rules"] is not None:
-        rule = {name: _read_rule(path, data) for name, data in about["rules"].items()}
-    dtype = next(t.dtype for name, t in state.items() if name.startswith("net.") and name.endswith("weight"))
-    with torch.random.fork_rng([]):  # the weights drawn here are only stood in for
-        net = build(about["net"]).to(dtype)
-    assert isinstance(net, nn.Sequential)
-    head = OnlineHead(net, rule=rule, **about["settings"])
-    head.load_state_dict(state)
+    try:
+        if rule is None and about["rules"] is not None:
+            rule = {name: _read_rule(path, data) for name, data in about["rules"].items()}
+        net = _built(about["net"], state)
+        head = OnlineHead(net, rule=rule, **about["settings"])
+        head.load_state_dict(state)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+        # RuntimeError: torch's of weights that don't fit, and Python's of nesting without end.
+        raise ValueError(f"{path} describes no head ({type(error).__name__}: {error}).") from error
     return head
+
+
+def _built(description: Any, state: Mapping[str, torch.Tensor]) -> nn.Sequential:
+    """Build the network without weights, and take memory for them only if the file has weights of these shapes."""
+    with torch.device("meta"):
+        net = build(description)
+    if not isinstance(net, nn.Sequential):
+        raise ValueError("its network is no sequence of layers")
+    for name, parameter in net.named_parameters():
+        found = state.get(f"net.{name}")
+        if found is None or found.shape != parameter.shape:
+            shape = None if found is None else tuple(found.shape)
+            raise ValueError(f"{name} of shape {tuple(parameter.shape)}, while its weights have {shape}")
+    weight = next(t for name, t in state.items() if name.startswith("net.") and name.endswith("weight"))
+    if not weight.is_floating_point():
+        raise ValueError(f"weights of type {weight.dtype}")
+    return net.to_empty(device="cpu").to(weight.dtype)
 
 
 def _rule_data(rule: Rule) -> dict[str, Any]:

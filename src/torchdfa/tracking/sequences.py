@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
@@ -44,7 +45,8 @@ class Sequence:
 def list_images(folder: Path) -> list[Path]:
     """Return a folder's images in the order of the numbers in their names."""
     found = [p for p in folder.iterdir() if p.suffix.lower() in IMAGES and not p.name.startswith(".")]
-    return sorted(found, key=lambda p: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", p.name)])
+    # Every other part is the digits between two others.
+    return sorted(found, key=lambda p: [int(t) if i % 2 else t for i, t in enumerate(re.split(r"(\d+)", p.name))])
 
 
 def load_sequences(root: str | Path, names: Items[str] | None = None) -> list[Sequence]:
@@ -105,8 +107,8 @@ def read_boxes(path: Path) -> NDArray[np.float64]:
             boxes.append([float(part) for part in re.split(r"[,;\s]+", line.strip())])
         except ValueError:
             boxes.append([])
-        if len(boxes[-1]) != 4:
-            raise DataError(f"{path}, line {number}: found {line.strip()!r}, expected four numbers: x,y,w,h.")
+        if len(boxes[-1]) != 4 or not all(map(math.isfinite, boxes[-1])):
+            raise DataError(f"{path}, line {number}: found {line.strip()[:80]!r}, expected four numbers: x,y,w,h.")
     return np.array(boxes, dtype=float).reshape(-1, 4) - _FIRST_PIXEL
 
 
@@ -141,6 +143,6 @@ def _attributes(folder: Path) -> tuple[str, ...]:
     for file in ("attrs.txt", "attributes.txt"):
         path = folder / file
         if path.is_file():
-            found = set(re.split(r"[,\s]+", path.read_text().strip().upper()))
+            found = set(re.split(r"[,\s]+", path.read_text(errors="replace").strip().upper()))
             return tuple(a for a in ATTRIBUTES if a in found)
     return ()

@@ -4,6 +4,7 @@ from torchdfa.training.checkpoint import CheckpointError, load_weights, save_wei
 from torchdfa.training.config import TrainConfig, differences, to_dict
 from torchdfa.training.logs import Angle, EpochResult
 from torchdfa.training.loop import Interrupted, Result, describe, fit
+from torchdfa.training.processes import ProcessError
 from torchdfa.training.run import TrainingError, evaluate
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "CheckpointError",
     "EpochResult",
     "Interrupted",
+    "ProcessError",
     "Result",
     "TrainConfig",
     "TrainingError",

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, read without running code, refused where they don't fit."""
+"""Checkpoints: written whole or not at all, under a checksum, no pickles, refused where they don't fit."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import os
 import re
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 import torchdfa
 from torchdfa.training.config import TrainConfig, differences, to_dict
+from torchdfa.training.sealed import SealError, seal, unseal
 
-FORMAT = 1
-_NAME = re.compile(r"checkpoint-(\d+)\.pt")
+FORMAT = 2
+_NAME = re.compile(r"checkpoint-(\d+)\.(pt|ckpt)")
 # What a result does not depend on: a run may be resumed with other values of these.
 _FREE = ("data_root",)
 
@@ -27,7 +28,12 @@ class CheckpointError(ValueError):
 
 
 def write_atomically(path: Path, write: Any) -> None:
-    """Call ``write(file)`` on a new binary file that takes the place of ``path`` only when it is complete on disk."""
+    """Call ``write(file)`` on a new binary file that takes the place of ``path`` only when it is complete on disk.
+
+    Raises:
+        OSError: It can't be written (a full disk, a folder that is read-only); the error names ``path``, and what was
+            there is still there.
+    """
     scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(scratch, "wb") as file:
@@ -35,12 +41,16 @@ def write_atomically(path: Path, write: Any) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(scratch, path)
+    except OSError as error:
+        # An error of write() itself names no file.
+        raise type(error)(error.errno, error.strerror, str(path)) from error
     finally:
-        scratch.unlink(missing_ok=True)
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
 
 
 def save_checkpoint(folder: Path, number: int, state: Mapping[str, Any], config: Mapping[str, Any], keep: int) -> Path:
-    """Write ``checkpoint-NUMBER.pt``, then delete all others but the ``keep - 1`` before it.
+    """Write ``checkpoint-NUMBER.ckpt``, then delete all others but the ``keep - 1`` before it.
 
     Later ones are of no use: the run was resumed from before them, since they were damaged.
 
@@ -51,9 +61,10 @@ def save_checkpoint(folder: Path, number: int, state: Mapping[str, Any], config:
         config: The run's configuration as plain data.
         keep: How many checkpoints stay, at least 1.
     """
-    path = folder / f"checkpoint-{number:08d}.pt"
+    path = folder / f"checkpoint-{number:08d}.ckpt"
     header = {"format": FORMAT, "torchdfa": torchdfa.__version__, "config": json.dumps(config)}
-    write_atomically(path, lambda file: torch.save({**header, "state": dict(state)}, file))
+    data = seal({**header, "state": dict(state)})
+    write_atomically(path, lambda file: file.write(data))
     paths = list_checkpoints(folder)
     end = paths.index(path) + 1
     for other in (*paths[: max(0, end - keep)], *paths[end:]):
@@ -79,12 +90,19 @@ def load_checkpoint(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] |
     paths = list_checkpoints(folder)
     problems: list[str] = []
     for path in reversed(paths):
+        if path.suffix == ".pt":
+            raise CheckpointError(
+                f"{path} has checkpoint format 1, a pickle; this is torchdfa {torchdfa.__version__}, which reads "
+                f"format {FORMAT}."
+            )
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-            if not isinstance(content, dict) or "format" not in content:
-                raise ValueError("it is no torchdfa checkpoint")
-        except Exception as error:
-            # Damage shows in many ways (zip, pickle, key, end of file); all mean that this file can't be used.
+            content = unseal(path.read_bytes())
+            if not isinstance(content, dict) or not {"format", "config", "state"} <= content.keys():
+                raise SealError("it is no torchdfa checkpoint")
+            stored, state = json.loads(content["config"]), content["state"]
+            if not isinstance(stored, dict) or not isinstance(state, dict):
+                raise SealError("it is no torchdfa checkpoint")
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             problems.append(f"{path.name}: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
             continue
         if problems:
@@ -92,8 +110,8 @@ def load_checkpoint(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] |
                 f"skipped a damaged checkpoint, going on from {path.name}. {'; '.join(problems)}", stacklevel=2
             )
         _demand_format(path, content)
-        demand_same(path, config, json.loads(content["config"]))
-        return content["state"]
+        demand_same(path, config, stored)
+        return state
     if problems:
         raise CheckpointError(
             f"can't resume from {folder}: none of its checkpoints can be read ({'; '.join(problems)}). Start anew in "
@@ -125,14 +143,20 @@ def demand_same(path: Path, here: Mapping[str, Any], there: Mapping[str, Any]) -
         )
 
 
-def save_weights(model: nn.Module, path: Path, config: Mapping[str, Any]) -> None:
+def save_weights(model: nn.Module | Mapping[str, Tensor], path: Path, config: Mapping[str, Any]) -> None:
     """Write a model's weights, buffers and feedback as safetensors, its configuration beside them as metadata.
 
     Equal models and configurations give equal files.
+
+    Args:
+        model: The model, or its state_dict.
+        path: Of the file.
+        config: Plain data.
     """
     from safetensors.torch import save
 
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
+    state = model.state_dict() if isinstance(model, nn.Module) else model
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
     # One entry only: safetensors writes several in any order.
     data = save(tensors, {"torchdfa": json.dumps({"version": torchdfa.__version__, "config": config})})
     write_atomically(path, lambda file: file.write(data))

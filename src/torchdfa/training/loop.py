@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -26,7 +26,11 @@ from torchdfa.training.checkpoint import (
 from torchdfa.training.config import TrainConfig, to_dict
 from torchdfa.training.logs import Angle, EpochResult, Events, bar, write_angles, write_history
 from torchdfa.training.material import precision_of
+from torchdfa.training.processes import Strategy, alone_in, from_first, make_fabric, model_state
 from torchdfa.training.run import Run, TrainingError
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 class Interrupted(KeyboardInterrupt):
@@ -59,6 +63,7 @@ def fit(
     progress: bool = True,
     accelerator: str = "auto",
     devices: int | str = 1,
+    strategy: Strategy = "auto",
     dataset: Dataset | Corpus | None = None,
     on_epoch: Callable[[EpochResult], None] | None = None,
 ) -> Result:
@@ -76,72 +81,88 @@ def fit(
         tensorboard: Write TensorBoard events into ``out``.
         progress: Show a progress bar (on a terminal) and a line an epoch.
         accelerator: Of Fabric: "auto", "cpu", "cuda", "mps".
-        devices: Of Fabric: processes on this machine.
+        devices: Of Fabric: processes on this machine. Under torchrun those that it has started, on all machines.
+        strategy: "ddp": every process holds the network; "fsdp": its parameters, and the optimizer's state, are divided
+            among them (FSDP2). "auto": DDP where there are several processes.
         dataset: The data, if it is loaded already.
         on_epoch: Called after every epoch, on the first process.
 
     Raises:
         TrainingError: The loss is no longer finite; or ``out`` holds another run and ``resume`` is not set.
+        ProcessError: Another process trains in ``out``.
+        OSError: ``out`` can't be written; what was written before is whole.
         CheckpointError: The checkpoint is of another run, or can't be read.
         Interrupted: SIGINT or SIGTERM came; a checkpoint was written.
         torchdfa.data.DataError: The data is not there or does not fit the settings.
     """
-    from lightning_fabric import Fabric  # takes seconds: not before it is needed
-
     if (checkpoint_steps is not None and checkpoint_steps < 1) or keep < 1:
         raise ValueError(f"checkpoint_steps={checkpoint_steps} and keep={keep} must be 1 or more.")
     if resume and out is None:
         raise ValueError("resume=True needs the folder of the run, out=...")
     dataset = dataset if dataset is not None else load_any(config.data, config.data_root)
     plain_config = to_dict(config)
+    precision = precision_of(config, dataset)
     if out is not None:
         # Before other processes start, so that none of them is left waiting for this one.
         _demand_fits(out, plain_config, resume)
-    precision = precision_of(config, dataset)
-    fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision)
-    fabric.launch()
-    folder = out if fabric.is_global_zero else None  # only the first process writes
-    if folder is not None:
-        _prepare(folder, plain_config)
-    fabric.barrier()
-    run = Run(config, dataset, fabric)
-    state = load_checkpoint(out, plain_config) if resume and out is not None else None
-    if state is not None:
-        run.restore(state)
-
-    def save() -> None:
+    with alone_in(out):
+        if out is not None:
+            _demand_fits(out, plain_config, resume)  # another one may have begun, and ended, in between
+        fabric = make_fabric(accelerator, devices, precision, strategy)
+        fabric.launch()
+        folder = out if fabric.is_global_zero else None  # only the first process writes
         if folder is not None:
-            save_checkpoint(folder, run.done, run.state(), plain_config, keep)
+            _prepare(folder, plain_config)
+        fabric.barrier()
+        run = Run(config, dataset, fabric, strategy == "fsdp")
+        state = _stored_state(fabric, folder, plain_config) if resume else None
+        if state is not None:
+            run.restore(state)
 
-    unit = "tokens" if isinstance(dataset, Corpus) else "images"
-    events = Events(folder if tensorboard else None, len(run.history))
-    with _stopping() as stop, bar(progress and fabric.is_global_zero, run.steps, run.done, unit) as shown:
-        while run.place.epoch < config.epochs:
-            for loss, stopping in run.epoch(stop):
-                place = run.place
-                shown.advance(
-                    loss, 100 * place.correct / place.seen, run.batches.count(place.step - 1) / place.seconds[-1]
-                )
-                if stopping:
-                    save()
-                    raise Interrupted(f"stopped after epoch {place.epoch}, step {place.step}")
-                if checkpoint_steps and place.step % checkpoint_steps == 0 and place.step < len(run.batches):
-                    save()
-            result = run.finish_epoch()
+        def save() -> None:
+            state = run.state()
             if folder is not None:
-                write_history(folder, run.history)
-                if run.angles:
-                    write_angles(folder, run.angles)
-            if fabric.is_global_zero:
-                events.add(result, [a for a in run.angles if a.epoch == result.epoch])
-                shown.line(describe(result, config))
-                if on_epoch is not None:
-                    on_epoch(result)
-            save()
-    events.close()
-    if folder is not None:
-        save_weights(run.network, folder / "model.safetensors", plain_config)
-    return Result(run.network, run.history, run.angles)
+                save_checkpoint(folder, run.done, state, plain_config, keep)
+
+        unit = "tokens" if isinstance(dataset, Corpus) else "images"
+        events = Events(folder if tensorboard else None, len(run.history))
+        with _stopping() as stop, bar(progress and fabric.is_global_zero, run.steps, run.done, unit) as shown:
+            while run.place.epoch < config.epochs:
+                for loss, stopping in run.epoch(stop):
+                    place = run.place
+                    rate = run.batches.count(place.step - 1) / place.seconds[-1]
+                    shown.advance(loss, 100 * place.correct / place.seen, rate)
+                    if stopping:
+                        save()
+                        raise Interrupted(f"stopped after epoch {place.epoch}, step {place.step}")
+                    if checkpoint_steps and place.step % checkpoint_steps == 0 and place.step < len(run.batches):
+                        save()
+                result = run.finish_epoch()
+                if folder is not None:
+                    write_history(folder, run.history)
+                    if run.angles:
+                        write_angles(folder, run.angles)
+                if fabric.is_global_zero:
+                    events.add(result, [a for a in run.angles if a.epoch == result.epoch])
+                    shown.line(describe(result, config))
+                    if on_epoch is not None:
+                        on_epoch(result)
+                save()
+        events.close()
+        weights = model_state(run.network)
+        if folder is not None:
+            save_weights(weights, folder / "model.safetensors", plain_config)
+        return Result(run.network, run.history, run.angles)
+
+
+def _stored_state(fabric: Fabric, folder: Path | None, config: Mapping[str, Any]) -> Any:
+    """Return the newest checkpoint's state, which the first process reads, or None."""
+    state, problem = None, None
+    try:
+        state = None if folder is None else load_checkpoint(folder, config)
+    except CheckpointError as error:
+        problem = error
+    return from_first(fabric, state, problem)
 
 
 def describe(result: EpochResult, config: TrainConfig) -> str:
@@ -169,8 +190,10 @@ def _demand_fits(out: Path, config: Mapping[str, Any], resume: bool) -> None:
         raise TrainingError(f"{out} holds a run already. Go on with --resume {out}, or choose another --out.")
     try:
         stored = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"can't resume: {path} is damaged ({error}).") from error
+    if not isinstance(stored, dict):
+        raise CheckpointError(f"can't resume: {path} is damaged (it holds no settings).")
     demand_same(path, config, stored)
 
 

@@ -63,18 +63,24 @@ class Material:
     top5: bool = True
 
 
-def prepare(config: TrainConfig, data: Dataset | Corpus, fabric: Fabric) -> Material:
+def prepare(config: TrainConfig, data: Dataset | Corpus, fabric: Fabric, sharded: bool = False) -> Material:
     """Make network and batches of a run, the same in every process.
+
+    Args:
+        config: The settings.
+        data: Images or a text.
+        fabric: Launched already.
+        sharded: Whether the strategy divides parameters among the processes.
 
     Raises:
         torchdfa.data.DataError: The data does not fit the settings.
     """
     if isinstance(data, Corpus):
         return _text(config, data, fabric)
-    return _images(config, data, fabric)
+    return _images(config, data, fabric, sharded)
 
 
-def _images(config: TrainConfig, dataset: Dataset, fabric: Fabric) -> Material:
+def _images(config: TrainConfig, dataset: Dataset, fabric: Fabric, sharded: bool) -> Material:
     assert isinstance(config.model, Network)
     shape, classes = dataset.train.shape, dataset.train.num_classes
     train, parts = _parts(config, dataset)
@@ -82,7 +88,8 @@ def _images(config: TrainConfig, dataset: Dataset, fabric: Fabric) -> Material:
     network = config.model.build(shape, classes)
     channels_last = config.channels_last
     if channels_last == "auto":
-        channels_last = _has_convolutions(network)
+        # What is divided among processes must lie contiguously.
+        channels_last = _has_convolutions(network) and not sharded
     if channels_last:
         lay_out(network, torch.zeros(1, *shape), fabric.device)
     dtype = torch.float64 if config.precision == "64-true" else torch.float32

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics as stats
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +15,22 @@ from torch import Tensor, nn
 import torchdfa
 from torchdfa.alignment import Gradients, angle, both_gradients
 from torchdfa.data import Corpus, Dataset
+from torchdfa.distributed import share_feedback
+from torchdfa.training.checkpoint import CheckpointError
 from torchdfa.training.config import TrainConfig
 from torchdfa.training.logs import Angle, EpochResult
 from torchdfa.training.losses import LOSSES, Loss
 from torchdfa.training.material import AnyBatches, Material, prepare
+from torchdfa.training.processes import (
+    all_rows,
+    draw_seed,
+    load_model_state,
+    load_optimizer_state,
+    model_state,
+    optimizer_state,
+    own_rows,
+    sums,
+)
 from torchdfa.training.schedule import SCHEDULES
 
 if TYPE_CHECKING:
@@ -48,6 +60,7 @@ class Run:
         config: The settings.
         dataset: The data.
         fabric: Launched already.
+        sharded: Whether the strategy divides parameters among the processes.
 
     Attributes:
         network: The converted network, as its state is saved.
@@ -56,21 +69,35 @@ class Run:
         place: How far it has come.
     """
 
-    def __init__(self, config: TrainConfig, dataset: Dataset | Corpus, fabric: Fabric):
+    def __init__(self, config: TrainConfig, dataset: Dataset | Corpus, fabric: Fabric, sharded: bool = False):
         self.config, self.fabric = config, fabric
-        self.material: Material = prepare(config, dataset, fabric)
+        if sharded and (config.alignment or config.refresh):
+            raise TrainingError("alignment and refresh need whole layers; they don't go with --strategy fsdp.")
+        self.material: Material = prepare(config, dataset, fabric, sharded)
         self.network, self.batches, self.scored = (getattr(self.material, n) for n in ("network", "batches", "scored"))
         self._convert()
         if config.head_lr == 0:
             self.network.get_submodule(self.material.head).requires_grad_(False)
         self.loss = LOSSES[config.loss]
-        self.model, self.optimizer = fabric.setup(self.network, _optimizer(config, self.network, self.material.head))
+        share_feedback(self.network)
+        if sharded:
+            # The parameters are others once they are divided: the optimizer comes after.
+            self.model = fabric.setup_module(self.network)
+            self.optimizer: Any = fabric.setup_optimizers(_optimizer(config, self.network, self.material.head))
+        else:
+            optimizer = _optimizer(config, self.network, self.material.head)
+            self.model, self.optimizer = fabric.setup(self.network, optimizer)
         # A recurrent model's, between the steps of an epoch.
         self.carried: Any = None
         self.place = Place()
         self.history: list[EpochResult] = []
         self.angles: list[Angle] = []
         torch.manual_seed(config.seed)
+
+    @property
+    def _plain_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer without Fabric's wrapper."""
+        return getattr(self.optimizer, "optimizer", self.optimizer)
 
     @property
     def steps(self) -> int:
@@ -88,26 +115,43 @@ class Run:
         return self.config.lr * SCHEDULES[self.config.schedule](self.done / self.steps)
 
     def state(self) -> dict[str, Any]:
-        """Return all that the rest of the run depends on, as tensors and plain values."""
+        """Return all that the rest of the run depends on, as tensors and plain values; to be called in every process.
+
+        It is the same whatever the number of processes: any other number can go on from it.
+        """
+        place = self.place
+        loss, correct, seen = sums([place.loss, place.correct, place.seen], self.fabric.device)
+        whole = Place(place.epoch, place.step, loss, int(correct), int(seen), place.seconds)
         return {
-            "model": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "place": asdict(self.place),
+            "model": model_state(self.network),
+            "optimizer": optimizer_state(self.network, self._plain_optimizer),
+            "place": asdict(whole),
             "history": [asdict(row) for row in self.history],
             "angles": [asdict(row) for row in self.angles],
             "random": _random_state(),
-            "carried": self.carried,
+            "carried": all_rows(self.carried, self.config.batch_size, self.fabric),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go back to a state."""
-        self.network.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.place = Place(**state["place"])
-        self.history = [EpochResult(**row) for row in state["history"]]
-        self.angles = [Angle(**row) for row in state["angles"]]
-        _set_random_state(state["random"])
-        self.carried = _moved(state.get("carried"), self.fabric.device)
+        """Go back to a state; it may be that of another number of processes.
+
+        Raises:
+            CheckpointError: It is no state of this run.
+        """
+        try:
+            load_model_state(self.network, state["model"])
+            load_optimizer_state(self.network, self._plain_optimizer, state["optimizer"])
+            self.place = Place(**state["place"])
+            self.history = [EpochResult(**row) for row in state["history"]]
+            self.angles = [Angle(**row) for row in state["angles"]]
+            _set_random_state(state["random"])
+            self.carried = _moved(own_rows(state["carried"], self.fabric), self.fabric.device)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+            raise CheckpointError(f"the checkpoint is of another network or run ({error}).") from error
+        # With fewer processes a last batch can be there that more of them had to leave out, or the other way round.
+        self.place.step = min(self.place.step, len(self.batches))
+        if self.fabric.global_rank:  # the sums are those of all processes
+            self.place.loss, self.place.correct, self.place.seen = 0.0, 0, 0
 
     def _convert(self) -> None:
         example = self.material.example.to(next(self.network.parameters()).device)
@@ -134,7 +178,7 @@ class Run:
                 group["lr"] = group["factor"] * lr
             size = self.batches.count(place.step)
             loss, correct = self._step(x, y, size)
-            mean, stopping = _sums([loss / size, stop.is_set()], self.fabric.device)
+            mean, stopping = sums([loss / size, stop.is_set()], self.fabric.device)
             if not math.isfinite(mean):
                 raise TrainingError(_diverged(self.config, place, mean, lr))
             place.loss += loss
@@ -155,6 +199,9 @@ class Run:
 
     def _step(self, x: Tensor, y: Tensor, size: int) -> tuple[float, int]:
         """Take a step on ``size`` targets, ``x`` being this process's; return its summed loss and number right."""
+        if self.fabric.world_size > 1:
+            # Dropout differs between processes, and goes on as it would have without their states being kept.
+            torch.manual_seed(draw_seed(self.config.seed, self.done, self.fabric.global_rank))
         logits, self.carried = _logits(self.model, x, self.carried)
         loss = self.loss(logits, y, reduction="sum")
         self.optimizer.zero_grad()
@@ -174,7 +221,7 @@ class Run:
             due = last or (place.epoch + 1) % config.score_every == 0
             if due and (name == "val" or "val" not in self.scored or last):
                 scores[name] = evaluate(self.model, batches, self.material.classes, self.loss, self.material.top5)
-        loss, correct, seen = _sums([place.loss, place.correct, place.seen], self.fabric.device)
+        loss, correct, seen = sums([place.loss, place.correct, place.seen], self.fabric.device)
         trunk_angle = trunk_ratio = math.nan
         if config.alignment and (place.epoch + 1) % config.alignment == 0:
             x, y = next(self.batches.epoch(0))
@@ -232,7 +279,7 @@ def evaluate(
             if five is not None:
                 five.update(logits, y)
     model.train(training)
-    loss, seen = _sums([loss, seen], device)
+    loss, seen = sums([loss, seen], device)
     return loss / seen, 100 * best.compute().item(), 100 * five.compute().item() if five is not None else math.nan
 
 
@@ -260,15 +307,6 @@ def _trunk(by_rule: Gradients, true: Gradients, head: str) -> tuple[float, float
         return math.nan, math.nan
     ours, theirs = (torch.cat([g[n].flatten() for n in names]) for g in (by_rule, true))  # type: ignore[union-attr]
     return angle(ours, theirs), (ours.norm() / theirs.norm()).item()
-
-
-def _sums(values: Sequence[float], device: torch.device) -> list[float]:
-    """Add up each value over all processes."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return list(values)
-    sums = torch.tensor(values, dtype=torch.float64, device=device)
-    torch.distributed.all_reduce(sums)
-    return sums.tolist()
 
 
 def _optimizer(config: TrainConfig, network: nn.Module, head: str) -> torch.optim.Optimizer:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from torchdfa.experiments.cluster import Engine
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,8 @@ class ReproduceConfig:
 
     Args:
         scale: small: quarter-width VGG-16, 5,000 images, 20 epochs. medium: 50,000 images. paper: full width and 50
-            epochs. For the MLPs all images, and 20, 50 or 300 epochs; for hybrid-cnn 8, 20 or 50 epochs. For texts small
-            is 100,000 words or 160,000 characters and 4 epochs, the others the whole text and larger models.
+            epochs. For the MLPs all images, and 20, 50 or 300 epochs; for hybrid-cnn 8, 20 or 50 epochs. For texts,
+            small is 100,000 words or 160,000 characters and 4 epochs, the others the whole text and larger models.
         data: cifar10, cifar100 or tiny-imagenet100-32 (a 100-class stand-in); for the MLPs mnist or fashion-mnist; for
             hybrid-rnn and transformer wikitext-2 or tiny-shakespeare. By default the experiment's own.
         data_root: Folder of all data. By default the environment variable TORCHDFA_DATA, then a cache folder.
@@ -52,6 +54,8 @@ class ReproduceConfig:
         accelerator: auto, cpu, cuda or mps.
         shard: "i/n": run only every n-th row from the i-th on, counted from 0, to split the work over machines that see
             one folder.
+        engine: local: processes on this machine. slurm: jobs on a cluster, by submitit. submitit-local: such jobs here.
+        job: Options of a cluster's job, as submitit has them: timeout_min, slurm_partition, cpus_per_task ...
     """
 
     scale: str = "small"
@@ -65,6 +69,8 @@ class ReproduceConfig:
     jobs: int | None = None
     accelerator: str = "auto"
     shard: str = "0/1"
+    engine: Engine = "local"
+    job: dict[str, str | int | float | bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.scale not in SCALES:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torchdfa.data import load_any
+from torchdfa.experiments.cluster import make_workers
 from torchdfa.experiments.progress import watch
 from torchdfa.experiments.reproduce.config import ReproduceConfig
 from torchdfa.experiments.results import Row
-from torchdfa.experiments.runner import Workers
 from torchdfa.experiments.study import Line, default_jobs, run_study
 
 if TYPE_CHECKING:
@@ -78,8 +78,9 @@ def reproduce(experiment: Experiment, config: ReproduceConfig, out: Path, *, pro
     i, _, n = config.shard.partition("/")
     lines = [line for line in lines if config.rows is None or line.name in config.rows][int(i) :: int(n)]
     planned = sum(line.budget.runs for line in lines)
-    jobs = config.jobs or default_jobs()
-    with watch(progress, planned) as watcher, Workers(jobs, config.accelerator) as workers:
+    jobs = config.jobs or (default_jobs() if config.engine == "local" else None)
+    crew = make_workers(jobs, config.accelerator, config.engine, config.job)
+    with watch(progress, planned) as watcher, crew as workers:
         return run_study(
             experiment.name,
             lines,

@@ -6,6 +6,7 @@ and still goes on, and one that the tensor ends with, closes with a zero as its 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,13 +60,21 @@ def decode(codes: Codes) -> Integers:
     """Return the tensor.
 
     Raises:
-        ValueError: The codes hold more or fewer elements than the shape.
+        ValueError: The codes hold more or fewer elements than the shape, or a run is longer than its bits can say.
     """
-    at = np.cumsum(codes.runs + 1) - 1
-    size = int(np.prod(codes.shape))
+    runs, values = np.asarray(codes.runs, np.int64), np.asarray(codes.values, np.int64)
+    longest = 2**codes.run_bits - 1
+    if runs.ndim != 1 or runs.shape != values.shape:
+        raise ValueError(f"decode: {runs.shape} runs and {values.shape} values, expected as many of each, in a row.")
+    if not 1 <= codes.run_bits <= 16 or (len(runs) and not 0 <= runs.min() <= runs.max() <= longest):
+        raise ValueError(f"decode: found a run outside of 0..{longest}, which {codes.run_bits} bits (1 to 16) hold.")
+    if any(side < 0 for side in codes.shape):
+        raise ValueError(f"decode: the shape {codes.shape} has a negative side.")
+    at = np.cumsum(runs + 1) - 1
+    size = math.prod(int(side) for side in codes.shape)
     found = int(at[-1]) + 1 if len(at) else 0
     if found != size:
         raise ValueError(f"decode: the codes hold {found} elements, the shape {codes.shape} has {size}.")
     flat = np.zeros(size, np.int64)
-    flat[at] = codes.values
+    flat[at] = values
     return flat.reshape(codes.shape)
