@@ -56,8 +56,8 @@ def _load() -> tuple[ModuleType | None, str]:
         library = import_module("torchdfa.ops._native")
     except ModuleNotFoundError:
         return None, (
-            "it was not built, as no C++ compiler (GCC or Clang), or no Python.h (python3-dev), was found when torchdfa "
-            "was installed"
+            "it was not built, as no C++ compiler (GCC or Clang), or no Python.h (python3-dev), was found when it was "
+            "installed"
         )
     except ImportError as error:
         return None, f"it can't be loaded: {error}"

@@ -106,6 +106,16 @@ int tiles_of_product(const void *data, const Path &path, int64_t i, int64_t n) {
     return path.range(job, begin, end < job.columns ? end : job.columns);
 }
 
+int rows_of_product(const void *data, const Path &path, int64_t i, int64_t n) {
+    Job job = *(const Job *)data;
+    const int64_t blocks = (job.rows + BATCH - 1) / BATCH;
+    const int64_t begin = blocks * i / n * BATCH, end = blocks * (i + 1) / n * BATCH;
+    job.rows = (end < job.rows ? end : job.rows) - begin;
+    job.e += begin * job.stride;
+    job.out += begin * job.columns;
+    return path.range(job, 0, job.columns);
+}
+
 int run_product(const Job &job, int threads) {
     if (job.rows <= 0 || job.columns <= 0) return 0;
     if (job.errors <= 0) {
@@ -113,6 +123,11 @@ int run_product(const Job &job, int threads) {
         return 0;
     }
     const double products = (double)job.rows * job.errors * job.columns;
+    // Bits are turned anew for every block of rows, tables are made anew in every part of the columns: whole blocks repeat
+    // nothing. They are few, so only where all threads get the same number.
+    const int64_t blocks = job.rows / BATCH;
+    if (threads > 1 && job.rows % BATCH == 0 && blocks % threads == 0)
+        return run(rows_of_product, &job, products, blocks, threads);
     return run(tiles_of_product, &job, products, (job.columns + TILE - 1) / TILE, threads);
 }
 

@@ -108,7 +108,8 @@ bool run(double products, const Work &work) {
 typedef int Packed(const float *, int64_t, int64_t, int64_t, const uint8_t *, const float *, float *, int64_t, int);
 typedef int Seeded(const float *, int64_t, int64_t, int64_t, const int64_t *, const float *, float *, int64_t, int);
 
-// A PRODUCT multiplies by signs from a SOURCE: bytes that are packed, or an integer, their key.
+// A product takes its signs from a source: bytes that hold them, or an integer, their key. What does not fit is not
+// refused here: torch's way is, with a message.
 template <class Source, class Product>
 PyObject *direct(Product *product, PyObject *const *arguments, Py_ssize_t count) {
     constexpr bool stored = sizeof(Source) == 1;
@@ -126,7 +127,9 @@ PyObject *direct(Product *product, PyObject *const *arguments, Py_ssize_t count)
         if (PyErr_Occurred()) PyErr_Clear();
         Py_RETURN_NONE;
     }
-    if (size_of(source) != (stored ? depth * ((columns + 7) / 8) : 1)) Py_RETURN_NONE;
+    const bool fits = stored ? source.dimensions == 2 && source.shape[0] == depth && source.shape[1] == (columns + 7) / 8
+                             : size_of(source) == 1;
+    if (!fits) Py_RETURN_NONE;
     PyObject *result = make(rows, columns, out);
     if (!result) return nullptr;
     const double products = (double)rows * depth * columns;
