@@ -104,7 +104,7 @@ def kernel(errors: int, features: int, batch: int) -> Callable[[], object]:
     e, out, scale = torch.randn(batch, errors), torch.empty(batch, features), torch.tensor(1.0)
     held = (e, out, scale, packed)
     at = [t.data_ptr() for t in held]
-    call = native.library.packed.call
+    call = native.library.packed_at
     return lambda held=held: call(at[0], batch, errors, errors, at[3], at[2], at[1], features, 1)
 
 

@@ -7,14 +7,7 @@
 
 #include <vector>
 
-extern "C" {
-const char *torchdfa_paths();
-int torchdfa_choose(const char *);
-int torchdfa_packed(const float *, int64_t, int64_t, int64_t, const uint8_t *, const float *, float *, int64_t, int);
-int torchdfa_seeded(const float *, int64_t, int64_t, int64_t, const int64_t *, const float *, float *, int64_t, int);
-int torchdfa_update(float *, float *, int64_t, int64_t, const float *, int64_t, const float *, int64_t, int64_t, float,
-                    float, float, int);
-}
+#include "../../src/torchdfa/ops/csrc/library.h"
 
 static bool update_is_right(int64_t n, int64_t rows, int64_t columns, bool momentum) {
     std::vector<float> w(rows * columns), v(rows * columns), error(n * rows), x(n * columns);

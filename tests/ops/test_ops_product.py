@@ -57,7 +57,7 @@ def test_product_by_hand(on, path):
 
 @needs_native
 def test_paths_and_threads_agree_bit_for_bit(on):
-    for n, k, h in ((1, 10, 100), (7, 100, 1000), (70, 300, 520), (9, 1000, 3000)):
+    for n, k, h in ((1, 10, 100), (7, 100, 1000), (70, 300, 520), (9, 1000, 3000), (128, 100, 600), (192, 70, 500)):
         e, found = torch.randn(n, k), []
         for path, threads in itertools.product(NATIVE, (1, 2, 3)):
             on(path)
@@ -238,6 +238,7 @@ def test_shapes_that_do_not_fit_are_refused():
     for e, signs_, message in (
         (torch.randn(3, 9), packed, r"signs of shape \(9, 3\), uint8; found \(10, 3\)"),
         (torch.randn(3, 10), packed[:, :2], r"signs of shape \(10, 3\), uint8; found \(10, 2\)"),
+        (torch.randn(3, 10), packed.reshape(5, 6), r"signs of shape \(10, 3\), uint8; found \(5, 6\)"),
         (torch.randn(3, 10), packed.int(), "torch.int32"),
         (torch.randn(10), packed, r"expected a floating-point error of shape \(N, K\), found \(10,\)"),
         (torch.ones(3, 10, dtype=torch.int64), packed, "torch.int64"),

@@ -2,7 +2,8 @@
 
 The signs are laid out as :mod:`torchdfa.feedback.bits` says. On the CPU float32 products run in the native library, and
 so do bfloat16 and float16 ones, summed in float32. Elsewhere, in float64 and without the library, the bits are unpacked
-and multiplied by torch.
+and multiplied by torch. Calls on plain tensors that nothing watches (no autograd, torch.func, torch.compile, modes) go
+to the library at once, since torch's dispatcher costs as much as a small product.
 
 A product of K rows is summed in groups of four rows and chunks of 256, in one order on every machine: results are the
 same bit for bit for any number of threads, any instruction set and any batch that a sample is part of.
@@ -10,6 +11,7 @@ same bit for bit for any number of threads, any instruction set and any batch th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,9 +28,8 @@ _LIBRARY.define("seeded_product(Tensor e, Tensor key, Tensor scale, int columns)
 _packed_operator = torch.ops.torchdfa.packed_product.default
 _seeded_operator = torch.ops.torchdfa.seeded_product.default
 
-# Bound once: looking them up in every call shows at small sizes.
-_float32, _is_compiling = torch.float32, torch.compiler.is_compiling
-_modes, _tracing = torch._C._len_torch_dispatch_stack, torch._C._get_tracing_state
+# Bound once: looking it up in every call shows at small sizes.
+_is_compiling = torch.compiler.is_compiling
 _NATIVE_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -47,8 +48,8 @@ def packed_product(e: Tensor, packed: Tensor, scale: Tensor, columns: int) -> Te
         ValueError: The shapes don't fit each other.
     """
     library = native.library
-    if library is not None:
-        out = _direct(library.packed, e, packed, (columns + 7) // 8, scale, columns)
+    if library is not None and not _is_compiling():
+        out = library.packed(e, packed, scale, columns)
         if out is not None:
             return out
     _check(e)
@@ -74,8 +75,8 @@ def seeded_product(e: Tensor, key: Tensor, scale: Tensor, columns: int) -> Tenso
         ValueError: ``e`` is no matrix.
     """
     library = native.library
-    if library is not None:
-        out = _direct(library.seeded, e, key, 0, scale, columns)
+    if library is not None and not _is_compiling():
+        out = library.seeded(e, key, scale, columns)
         if out is not None:
             return out
     _check(e)
@@ -94,48 +95,6 @@ def _check(e: Tensor) -> None:
         raise ValueError(f"expected a floating-point error of shape (N, K), found {tuple(e.shape)}, {e.dtype}.")
 
 
-def _direct(product: native.Product, e: Tensor, source: Tensor, row_bytes: int, scale: Tensor, columns: int) -> Any:
-    """Call the library without torch's dispatcher, which costs as much as a small product; None where that won't do.
-
-    It won't if anything watches or wraps the tensors (autograd, torch.func, torch.compile, modes), or if they are not
-    plainly laid out on the CPU.
-    """
-    shape = e.shape
-    if (
-        _is_compiling()
-        or type(e) is not Tensor
-        or len(shape) != 2
-        or not (e.is_cpu and source.is_cpu and scale.is_cpu)
-        or not (e.dtype is scale.dtype is _float32 and source.dtype is product.source)
-        or e.requires_grad
-        or e.is_neg()
-        or not (e.is_contiguous() and source.is_contiguous())
-        or _modes()
-        or _tracing() is not None
-    ):
-        return None
-    rows, errors = shape
-    if row_bytes and source.numel() != errors * row_bytes:
-        return None
-    try:
-        at = e.data_ptr()
-        source_at = source.data_ptr()
-        scale_at = scale.data_ptr()
-    except RuntimeError:  # within torch.func: no memory of its own
-        return None
-    if not (at and source_at and scale_at):  # empty, or zeros that are nowhere
-        return None
-    out = e.new_empty(rows, columns)
-    if rows * errors * columns < native.LONG:
-        failed = product.call(at, rows, errors, errors, source_at, scale_at, out.data_ptr(), columns, 1)
-    else:
-        threads = torch.get_num_threads()
-        failed = product.long_call(at, rows, errors, errors, source_at, scale_at, out.data_ptr(), columns, threads)
-    if failed:
-        raise MemoryError(f"binary product ({rows}, {errors}) @ ({errors}, {columns}): out of memory.")
-    return out
-
-
 # ---- the operators
 
 
@@ -152,14 +111,14 @@ def _packed_cpu(e: Tensor, packed: Tensor, scale: Tensor, columns: int) -> Tenso
     library = _library_for(e)
     if library is None:
         return _packed(e, packed, scale, columns)
-    return _native(library.packed, e, packed.contiguous(), scale, columns)
+    return _native(library.packed_at, e, packed.contiguous(), scale, columns)
 
 
 def _seeded_cpu(e: Tensor, key: Tensor, scale: Tensor, columns: int) -> Tensor:
     library = _library_for(e)
     if library is None:
         return _seeded(e, key, scale, columns)
-    return _native(library.seeded, e, key, scale, columns)
+    return _native(library.seeded_at, e, key, scale, columns)
 
 
 def _library_for(e: Tensor) -> Any:
@@ -170,13 +129,13 @@ def _library_for(e: Tensor) -> Any:
     return native.library
 
 
-def _native(product: native.Product, e: Tensor, source: Tensor, scale: Tensor, columns: int) -> Tensor:
+def _native(product: Callable[..., bool], e: Tensor, source: Tensor, scale: Tensor, columns: int) -> Tensor:
     e32, scale32 = e.to(torch.float32), scale.to(torch.float32)
     if e32.stride(1) != 1:
         e32 = e32.contiguous()
     out = e32.new_empty((e.shape[0], columns))
     at = e32.stride(0), e.shape[1], source.data_ptr(), scale32.data_ptr(), out.data_ptr()
-    if product.long_call(e32.data_ptr(), e.shape[0], *at, columns, torch.get_num_threads()):
+    if not product(e32.data_ptr(), e.shape[0], *at, columns, torch.get_num_threads()):
         raise MemoryError(f"binary product {tuple(e.shape)} @ ({e.shape[1]}, {columns}): out of memory.")
     return out.to(e.dtype)
 

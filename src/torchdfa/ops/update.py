@@ -89,7 +89,7 @@ def _native(
     if not (at[0] and at[2] and at[3]):
         return False
     strides = error.stride(0), x.stride(0)
-    if library.update(
+    if not library.update_at(
         *(at[0], at[1], outputs, inputs, at[2], strides[0], at[3], strides[1], batch),
         *(lr, momentum, decay, torch.get_num_threads()),
     ):

@@ -31,6 +31,7 @@ struct Job {
 enum {
     TILE = 64,    // columns of a tile: what a micro-kernel writes at a time
     BLOCK = 32,   // rows whose bits make one index word of a column
+    BATCH = 64,   // batch rows whose tables are kept at a time
     CHUNK = 256,  // rows that are summed in a fresh accumulator before it is added to the output
     GROUPS = CHUNK / 4,
     BLOCKS = CHUNK / BLOCK,

@@ -1,11 +1,10 @@
-// The library's C interface, the choice of the instruction set, and threads.
+// What library.h offers: the choice of the instruction set, and threads.
 #include "job.h"
+#include "library.h"
 #include "update.h"
 
 #include <pthread.h>
 #include <string.h>
-
-#define EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace {
 
@@ -107,6 +106,16 @@ int tiles_of_product(const void *data, const Path &path, int64_t i, int64_t n) {
     return path.range(job, begin, end < job.columns ? end : job.columns);
 }
 
+int rows_of_product(const void *data, const Path &path, int64_t i, int64_t n) {
+    Job job = *(const Job *)data;
+    const int64_t blocks = (job.rows + BATCH - 1) / BATCH;
+    const int64_t begin = blocks * i / n * BATCH, end = blocks * (i + 1) / n * BATCH;
+    job.rows = (end < job.rows ? end : job.rows) - begin;
+    job.e += begin * job.stride;
+    job.out += begin * job.columns;
+    return path.range(job, 0, job.columns);
+}
+
 int run_product(const Job &job, int threads) {
     if (job.rows <= 0 || job.columns <= 0) return 0;
     if (job.errors <= 0) {
@@ -114,6 +123,11 @@ int run_product(const Job &job, int threads) {
         return 0;
     }
     const double products = (double)job.rows * job.errors * job.columns;
+    // Bits are turned anew for every block of rows, tables are made anew in every part of the columns: whole blocks repeat
+    // nothing. They are few, so only where all threads get the same number.
+    const int64_t blocks = job.rows / BATCH;
+    if (threads > 1 && job.rows % BATCH == 0 && blocks % threads == 0)
+        return run(rows_of_product, &job, products, blocks, threads);
     return run(tiles_of_product, &job, products, (job.columns + TILE - 1) / TILE, threads);
 }
 
@@ -124,8 +138,7 @@ int rows_of_update(const void *data, const Path &path, int64_t i, int64_t n) {
 
 }  // namespace
 
-// Comes first in a product's life: which paths run here, best first, as one string with spaces between.
-EXPORT const char *torchdfa_paths() {
+const char *torchdfa_paths() {
     static char names[64];
     names[0] = 0;
     for (int i = 0; i < count; i++) {
@@ -135,8 +148,7 @@ EXPORT const char *torchdfa_paths() {
     return names;
 }
 
-// Choose a path by name; 0, or 1 if it does not run here.
-EXPORT int torchdfa_choose(const char *name) {
+int torchdfa_choose(const char *name) {
     for (int i = 0; i < count; i++)
         if (!strcmp(paths[i].name, name)) {
             chosen = &paths[i];
@@ -145,25 +157,23 @@ EXPORT int torchdfa_choose(const char *name) {
     return 1;
 }
 
-EXPORT void torchdfa_use_pool(void *gomp_parallel) { parallel = (Parallel *)gomp_parallel; }
+void torchdfa_use_pool(void *gomp_parallel) { parallel = (Parallel *)gomp_parallel; }
 
-// Products with stored and with generated signs; 0, or 1 where memory ran out.
-EXPORT int torchdfa_packed(const float *e, int64_t rows, int64_t stride, int64_t errors, const uint8_t *packed,
-                           const float *scale, float *out, int64_t columns, int threads) {
+int torchdfa_packed(const float *e, int64_t rows, int64_t stride, int64_t errors, const uint8_t *packed,
+                    const float *scale, float *out, int64_t columns, int threads) {
     const Job job = {e, rows, stride, errors, packed, 0, *scale, out, columns};
     return run_product(job, threads);
 }
 
-EXPORT int torchdfa_seeded(const float *e, int64_t rows, int64_t stride, int64_t errors, const int64_t *key,
-                           const float *scale, float *out, int64_t columns, int threads) {
+int torchdfa_seeded(const float *e, int64_t rows, int64_t stride, int64_t errors, const int64_t *key,
+                    const float *scale, float *out, int64_t columns, int threads) {
     const Job job = {e, rows, stride, errors, nullptr, (uint64_t)*key, *scale, out, columns};
     return run_product(job, threads);
 }
 
-// A step of SGD on the gradient transpose(error) @ x; 0, or 1 where memory ran out. `velocity` may be null.
-EXPORT int torchdfa_update(float *weight, float *velocity, int64_t rows, int64_t columns, const float *error,
-                           int64_t error_stride, const float *x, int64_t x_stride, int64_t batch, float lr,
-                           float momentum, float decay, int threads) {
+int torchdfa_update(float *weight, float *velocity, int64_t rows, int64_t columns, const float *error,
+                    int64_t error_stride, const float *x, int64_t x_stride, int64_t batch, float lr, float momentum,
+                    float decay, int threads) {
     const Update update = {weight, velocity, rows, columns, error, error_stride, x, x_stride, batch, lr, momentum, decay};
     if (rows <= 0 || columns <= 0) return 0;
     // Reading and writing a weight takes as long as some 32 products.

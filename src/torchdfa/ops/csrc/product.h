@@ -28,7 +28,6 @@ typedef uint64_t Quads __attribute__((vector_size(WIDTH)));
 
 constexpr int PANEL = 512;                       // columns of a panel: one cache line of bits a row
 
-constexpr int64_t BATCH = 64;                    // batch rows whose tables are kept at a time
 constexpr int64_t TABLES = GROUPS * ENTRIES;     // floats of a batch row's tables
 
 // ---- where a row's bits come from: WIDTH bytes at a byte offset
@@ -171,13 +170,13 @@ template <class Source>
 int product(const Job &job, int64_t begin, int64_t end) {
     const Source source(job);
     source.prefetch(0, job.errors < CHUNK ? (int)job.errors : (int)CHUNK, begin / 8);
-    const int64_t batch = job.rows < BATCH ? job.rows : BATCH, ld = job.columns;
+    const int64_t batch = job.rows < BATCH ? job.rows : (int64_t)BATCH, ld = job.columns;
     alignas(64) uint32_t panel[PANEL / TILE * BLOCKS * TILE];
     void *memory = malloc((size_t)(batch * TABLES * 4 + 64));
     if (!memory) return 1;
     float *tables = (float *)(((uintptr_t)memory + 63) & ~(uintptr_t)63);
     for (int64_t m0 = 0; m0 < job.rows; m0 += BATCH) {
-        const int64_t rows = job.rows - m0 < BATCH ? job.rows - m0 : BATCH;
+        const int64_t rows = job.rows - m0 < BATCH ? job.rows - m0 : (int64_t)BATCH;
         for (int64_t k = 0; k < job.errors; k += CHUNK) {
             const int64_t rest = job.errors - k;
             const int depth = rest < CHUNK ? (int)rest : (int)CHUNK, groups = (depth + 3) / 4;
