@@ -107,7 +107,8 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
     if PLACE not in html:
         return html
     data = json.dumps({"metrics": METRICS, "records": records(ROOT / "records")}, separators=(",", ":"))
-    return html.replace(PLACE, f'<script type="application/json" id="runs">{data.replace("</", "<\\/")}</script>')
+    data = data.replace("</", "<\\/")  # a text in it must not end the script
+    return html.replace(PLACE, f'<script type="application/json" id="runs">{data}</script>')
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
