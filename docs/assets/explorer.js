@@ -3,7 +3,7 @@
   "use strict";
   const root = document.getElementById("explorer");
   const { metrics, records } = JSON.parse(document.getElementById("runs").textContent);
-  const SIZE = { width: 860, height: 440, left: 62, right: 14, top: 28, bottom: 44 };
+  const SIZE = { width: 860, height: 440, left: 56, right: 14, top: 28, bottom: 44 };
   const DASHES = ["", "7 4", "2 3"];
   const AXES = { epoch: "epoch", lr: "learning rate, last epoch" };
   if (!records.length) {
@@ -21,6 +21,7 @@
     return Math.sqrt(values.reduce((sum, v) => sum + (v - m) ** 2, 0) / (values.length - 1));
   };
   const last = (values) => values.length ? values[values.length - 1] : null;
+  const rounded = (value) => String(Number(value.toPrecision(2)));
   const shown = (value) => value === null ? "–" : Number(value.toPrecision(4)).toLocaleString("en", { maximumSignificantDigits: 4 });
   const element = (name, attributes = {}, ...children) => {
     const svg = ["svg", "g", "path", "line", "circle", "text", "rect"].includes(name);
@@ -122,7 +123,7 @@
       svg.append(element("line", { class: "grid", x1: SIZE.left, x2: SIZE.width - SIZE.right, y1: Y(t), y2: Y(t) }));
       svg.append(element("text", { x: SIZE.left - 8, y: Y(t) + 4, "text-anchor": "end" }, shown(t)));
     }
-    const marks = log ? [...new Set(points.map((p) => p.x))].sort((a, b) => a - b) : ticks(x0, x1, 10).filter(Number.isInteger);
+    const marks = log ? [...new Set(points.map((p) => p.x))].sort((a, b) => a - b) : ticks(x0, x1, SIZE.width / 80).filter(Number.isInteger);
     let free = -Infinity;
     for (const t of marks) {
       if (X(t) < free) continue;
@@ -171,7 +172,7 @@
   function read(lines, x) {
     const at = lines.flatMap((line) => line.points.filter((p) => p.x === x).map((p) => ({ ...p, method: line.method })));
     at.sort((a, b) => b.y - a.y);
-    const values = at.slice(0, 16).map((p) => `${p.method} ${shown(p.y)}${p.seeds > 1 ? ` ± ${shown(p.band)}` : ""}`);
+    const values = at.slice(0, 16).map((p) => `${p.method} ${shown(p.y)}${p.seeds > 1 ? ` ± ${rounded(p.band)}` : ""}`);
     readings.textContent = x === null ? "Point at the plot to read values." : `${state.x === "epoch" ? "epoch" : "rate"} ${x}: ${values.join(" · ")}`;
   }
 
@@ -180,7 +181,7 @@
     const body = lines.map((line) => {
       const end = last(line.points);
       const ys = line.points.map((p) => p.y);
-      const cells = [line.method, line.about, ys.length, `${shown(end.y)}${end.seeds > 1 ? ` ± ${shown(end.band)}` : ""}`, shown(Math.max(...ys)), shown(Math.min(...ys))];
+      const cells = [line.method, line.about, ys.length, `${shown(end.y)}${end.seeds > 1 ? ` ± ${rounded(end.band)}` : ""}`, shown(Math.max(...ys)), shown(Math.min(...ys))];
       return element("tr", {}, ...cells.map((c) => element("td", {}, String(c))));
     });
     return element("div", { class: "explorer__table" }, element("table", {}, element("thead", {}, head), element("tbody", {}, ...body)));
@@ -198,6 +199,9 @@
   }
 
   function draw() {
+    // One unit is one pixel, so that the text stays readable on a narrow page.
+    SIZE.width = Math.max(300, Math.min(1000, root.clientWidth || 860));
+    SIZE.height = Math.max(300, Math.round(SIZE.width * 0.5));
     const present = record().metrics;
     if (!present.includes(state.metric)) state.metric = present.find((m) => has(m)) || present[0];
     const choices = element("div", { class: "explorer__choices" },
@@ -241,6 +245,12 @@
     state.off = new Set((view.get("without") || "").split("~").filter(Boolean));
   }
 
+  let width = root.clientWidth;
+  window.addEventListener("resize", () => {
+    if (root.clientWidth === width) return;
+    width = root.clientWidth;
+    draw();
+  });
   restore();
   draw();
 })();
