@@ -22,7 +22,8 @@ def table(page: str, number: int = 1) -> str:
     """
     found = re.findall(r"(?:^\|.*\|\n)+", page, re.MULTILINE)
     if not 0 < number <= len(found):
-        raise ValueError(f"the page has {len(found) or 'no'} table{'s' * (len(found) > 1)}; number {number} was asked for.")
+        there = f"{len(found) or 'no'} table{'s' * (len(found) > 1)}"
+        raise ValueError(f"the page has {there}; number {number} was asked for.")
     return found[number - 1]
 
 

