@@ -33,5 +33,5 @@ for _ in range(30):
     losses.append(loss.item())
 assert losses[-1] < 0.5 * losses[0], losses
 print(
-    f"torchdfa {dfa.__version__}, torch {torch.__version__}, path {ops.path()}: loss {losses[0]:.2f} to {losses[-1]:.2f}"
+    f"torchdfa {dfa.__version__}, torch {torch.__version__}, path {ops.path()}: loss {losses[0]:.2f}, {losses[-1]:.2f}"
 )
