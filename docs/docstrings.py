@@ -7,7 +7,16 @@ import re
 from griffe import Extension, Object
 
 # Functions that have the name of their module: to Griffe, which runs nothing, that name is the module's.
-SHADOWED = {f"{prefix}{name}" for prefix in ("", "torchdfa.") for name in ("alignment", "convert", "costs", "summary")}
+_FUNCTIONS = (
+    "alignment",
+    "convert",
+    "costs",
+    "summary",
+    "experiments.compare",
+    "experiments.reproduce",
+    "hardware.step",
+)
+SHADOWED = {f"torchdfa.{name}" for name in _FUNCTIONS}
 _ROLE = re.compile(r":\w+:`~?([\w.]+)`")
 _DOUBLE = re.compile(r"``(.+?)``")
 _EXAMPLE = re.compile(r"^( *)>>> .*(?:\n\1(?!\s*$).+)*", re.MULTILINE)
@@ -32,6 +41,6 @@ def markdown(text: str) -> str:
 def _link(role: re.Match[str]) -> str:
     name = role[1]
     target = name if name.startswith("torchdfa") else f"torchdfa.{name}"
-    if name in SHADOWED:
+    if target in SHADOWED:
         target = f"{target}.{target.rpartition('.')[2]}"
     return f'<autoref identifier="{target}" optional><code>{name.removeprefix("torchdfa.")}</code></autoref>'
