@@ -38,7 +38,7 @@ def embed():
     return module
 
 
-@pytest.mark.parametrize("path", [*ROOT.glob("docs/*.md"), ROOT / "README.md"], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*ROOT.rglob("docs/**/*.md"), ROOT / "README.md"], ids=lambda path: path.name)
 def test_pages_quote_the_records_as_they_are(path, embed):
     text = path.read_text(encoding="utf-8")
     assert embed.embedded(text) == text
@@ -54,3 +54,17 @@ def test_a_table_is_put_in_its_place(embed, tmp_path, monkeypatch):
     (tmp_path / "page.md").write_text("no table")
     with pytest.raises(ValueError, match="no table"):
         embed.embedded(text)
+
+
+def test_one_line_asks_for_any_table_or_for_an_output(embed, tmp_path, monkeypatch):
+    monkeypatch.setattr(embed, "ROOT", tmp_path)
+    (tmp_path / "page.md").write_text("| a |\n| --- |\n\n| b |\n| --- |\n")
+    (tmp_path / "times.txt").write_text("1 ms\n")
+    text = "<!-- table: page.md#2 -->\nbetween\n<!-- table: times.txt -->\n"
+    after = (
+        "<!-- table: page.md#2 -->\n| b |\n| --- |\n<!-- end -->\nbetween\n"
+        "<!-- table: times.txt -->\n```text\n1 ms\n```\n<!-- end -->\n"
+    )
+    assert embed.embedded(text) == after == embed.embedded(after)
+    with pytest.raises(ValueError, match="2 tables; number 3"):
+        embed.embedded("<!-- table: page.md#3 -->\n")

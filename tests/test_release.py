@@ -1,0 +1,55 @@
+"""What must agree before a release: the version, the licences' page, the citation."""
+
+import importlib.util
+import re
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import yaml
+
+import torchdfa
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_version_stands_in_one_place():
+    project = (ROOT / "pyproject.toml").read_text()
+    assert 'dynamic = ["version"]' in project and not re.search(r"^version = \"", project, re.MULTILINE)
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == torchdfa.__version__
+    assert f"{{{torchdfa.__version__}}}" in (ROOT / "docs" / "citing.md").read_text()
+
+
+def test_the_citation_has_what_the_format_asks_for():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0"
+    assert {"message", "title", "authors"} <= citation.keys()
+
+
+def test_types_are_shipped():
+    assert files("torchdfa").joinpath("py.typed").is_file()
+
+
+@pytest.fixture(scope="module")
+def licences():
+    spec = importlib.util.spec_from_file_location("licences", ROOT / "docs" / "licences.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_dependency_has_its_licence_listed(licences):
+    rows = dict(re.findall(r"^\| (\S+) \| [\w, ]+ \| (.+) \|$", licences.PAGE.read_text(), re.MULTILINE))
+    del rows["package"]  # the head
+    assert rows.keys() == licences.requirements().keys()
+    assert "not installed here" not in rows.values()
+
+
+def test_workflows_and_templates_can_be_read():
+    found = sorted((ROOT / ".github").rglob("*.yml"))
+    assert len(found) >= 7
+    for path in found:
+        assert yaml.safe_load(path.read_text()), path
+    tests = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text())
+    pythons = tests["jobs"]["test"]["strategy"]["matrix"]["python"]
+    assert pythons == ["3.10", "3.11", "3.12", "3.13", "3.14"]
