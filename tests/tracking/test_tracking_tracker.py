@@ -133,6 +133,7 @@ def test_a_doubtful_find_is_not_learnt_and_a_lost_target_is_waited_for(trunk, sm
     tracker = Tracker(config, trunk=trunk)
     tracker.init(frames[0], boxes[0])
     monkeypatch.setattr(tracker._head, "logits", lambda x: torch.tensor([0.0, odds]).expand(len(x), 2))
+    tracker._learnt.extend([12.0, 18.0])
     updates, pooled = [], []
     monkeypatch.setattr(tracker, "_update", updates.append)
     pool = tracker._features
@@ -145,6 +146,19 @@ def test_a_doubtful_find_is_not_learnt_and_a_lost_target_is_waited_for(trunk, sm
     tracker.update(frames[1])
     # The search of 1.1 times the width is as dense as the one before.
     assert pooled[-1 if not learns else -3] == (config.candidates if moves else round(config.candidates * 1.21))
+
+
+def test_a_head_that_was_never_sure_learns_all_the_same(trunk, small, monkeypatch):
+    frames, boxes = scene(PATH[:2])
+    tracker = Tracker(dataclasses.replace(small, sure=3.0), trunk=trunk)
+    tracker.init(frames[0], boxes[0])
+    counts = []
+    for odds in (1.5, 0.6, 0.3, 0.4):  # the limits: 0, 1.5 / 3, 1.05 / 3, 1.05 / 3
+        monkeypatch.setattr(tracker._head, "logits", lambda x, odds=odds: torch.tensor([0.0, odds]).expand(len(x), 2))
+        before = len(tracker._memory.positives())
+        tracker.update(frames[1])
+        counts.append(len(tracker._memory.positives()) > before)
+    assert counts == [True, True, False, True]
 
 
 def test_published_treatment_of_doubt_and_failure(trunk, small, monkeypatch):

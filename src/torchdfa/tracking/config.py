@@ -59,8 +59,9 @@ class TrackerConfig:
         widening: Of the search at each failure.
         scale: Largest change of size from frame to frame, as a factor.
         reach: From the target's middle to the end of the search region, over the mean of its width and height.
-        sure: Score above which the head learns what it has found. Below, it learns once more from the last frames in
-            which it was sure, as after a failure. MDNet's is 0, so that it learns what hides the target.
+        sure: Score above which the head learns what it has found, or a third of what the last frames scored where that
+            is less. Below, it learns once more from the last frames in which it was sure, as after a failure. MDNet's
+            is 0, so that it learns what hides the target.
         wait: Search for a lost target around the place where it was found last, and with more candidates, as many more
             as the search is wider. MDNet's follows the best of the candidates, though none is good.
         regression_samples: From which the box regression learns in the first frame; 0: no regression.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,8 @@ class Tracker:
         self._size = (image.shape[2], image.shape[1])
         self._box = check_box(box, *self._size)
         self._generator = torch.Generator().manual_seed(c.seed)
-        self._shift, self._count, self._since = c.shift, 0, 0
+        self._shift, self._count = c.shift, 0
+        self._learnt: deque[float] = deque(maxlen=c.short_memory)
 
         regions = self._first_regions(image)
         positives = self._pool_from(regions, self._overlapping(c.first_positives, _POSITIVES, above=0.7))
@@ -184,7 +186,10 @@ class Tracker:
             if not c.wait:
                 self._box = seed
         self._count += 1
-        if score > c.sure:
+        # A head that has seen few frames is never that sure: a third of what it has scored so far will do for it.
+        usual = sum(self._learnt) / len(self._learnt) if self._learnt else 0.0
+        if score > min(c.sure, usual / 3):
+            self._learnt.append(score)
             self._remember(
                 self._features(region, self._overlapping(c.update_positives, _POSITIVES, above=0.7)),
                 self._features(region, self._overlapping(c.update_negatives, _NEGATIVES, below=0.3)),
