@@ -126,6 +126,54 @@ def test_failures_widen_the_search_and_update_from_the_last_frames(trunk, small)
     assert tracker._shift == config.shift
 
 
+@pytest.mark.parametrize("odds, learns, moves", [(5.0, True, True), (2.0, False, True), (-2.0, False, False)])
+def test_a_doubtful_find_is_not_learnt_and_a_lost_target_is_waited_for(trunk, small, monkeypatch, odds, learns, moves):
+    frames, boxes = scene(PATH[:2])
+    config = dataclasses.replace(small, sure=3.0, long_every=100)
+    tracker = Tracker(config, trunk=trunk)
+    tracker.init(frames[0], boxes[0])
+    monkeypatch.setattr(tracker._head, "logits", lambda x: torch.tensor([0.0, odds]).expand(len(x), 2))
+    tracker._learnt.extend([12.0, 18.0])
+    updates, pooled = [], []
+    monkeypatch.setattr(tracker, "_update", updates.append)
+    pool = tracker._features
+    monkeypatch.setattr(tracker, "_features", lambda region, b: pooled.append(len(b)) or pool(region, b))
+    before, remembered = tracker._box, len(tracker._memory.positives())
+    tracker.update(frames[1])
+    assert (len(tracker._memory.positives()) > remembered) is learns
+    assert updates == ([] if learns else [config.short_memory])
+    assert torch.equal(tracker._box, before) is not moves
+    tracker.update(frames[1])
+    # The search of 1.1 times the width is as dense as the one before.
+    assert pooled[-1 if not learns else -3] == (config.candidates if moves else round(config.candidates * 1.21))
+
+
+def test_a_head_that_was_never_sure_learns_all_the_same(trunk, small, monkeypatch):
+    frames, boxes = scene(PATH[:2])
+    tracker = Tracker(dataclasses.replace(small, sure=3.0), trunk=trunk)
+    tracker.init(frames[0], boxes[0])
+    counts = []
+    for odds in (1.5, 0.6, 0.3, 0.4):  # the limits: 0, 1.5 / 3, 1.05 / 3, 1.05 / 3
+        monkeypatch.setattr(tracker._head, "logits", lambda x, odds=odds: torch.tensor([0.0, odds]).expand(len(x), 2))
+        before = len(tracker._memory.positives())
+        tracker.update(frames[1])
+        counts.append(len(tracker._memory.positives()) > before)
+    assert counts == [True, True, False, True]
+
+
+def test_published_treatment_of_doubt_and_failure(trunk, small, monkeypatch):
+    frames, boxes = scene(PATH[:2])
+    tracker = Tracker(dataclasses.replace(small, sure=0.0, wait=False), trunk=trunk)
+    tracker.init(frames[0], boxes[0])
+    before, remembered = tracker._box, len(tracker._memory.positives())
+    monkeypatch.setattr(tracker._head, "logits", lambda x: torch.tensor([0.0, 0.1]).expand(len(x), 2))
+    tracker.update(frames[1])
+    assert len(tracker._memory.positives()) > remembered
+    monkeypatch.setattr(tracker._head, "logits", lambda x: torch.tensor([0.0, -0.1]).expand(len(x), 2))
+    tracker.update(frames[1])
+    assert not torch.equal(tracker._box, before)
+
+
 def test_the_hardest_negatives_are_those_of_the_highest_scores(trunk, small):
     frames, boxes = scene(PATH[:2])
     for precision, least in (("float32", 96), ("bfloat16", 80)):

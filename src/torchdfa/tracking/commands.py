@@ -88,9 +88,9 @@ def _track(config: TrackerConfig, options: dict[str, Any]) -> int:
     box = None if box is None else parse_box(box)
     if options["limit"] is not None and options["limit"] < 1:
         raise ValueError(f"--limit {options['limit']}: expected 1 or more.")
+    source = open_source(options.pop("source"))
     if not out and not options["show"]:
         print("torchdfa track: neither --out nor --show is given; only the summary is printed.", file=sys.stderr)
-    source = open_source(options.pop("source"))
     tracker = Tracker(config)
     track = follow(source, tracker, box, out=Path(out) if out else None, **options)
     for problem in track.problems[:5]:

@@ -109,6 +109,7 @@ def follow(
         NoDisplayError: A window is needed and there is no display.
     """
     track = Track([], [], [], [])
+    paths = None if out is None else _free_paths(out, name or source.name, overwrite)
     with ExitStack() as stack:
         frames = source.frames()
         first = next(frames, None)
@@ -123,9 +124,7 @@ def follow(
         started = time.perf_counter()
         tracker.init(first, box)
         taken = time.perf_counter() - started
-        writer = None
-        if out is not None:
-            writer = stack.enter_context(_files(out, name or source.name, source, overwrite, video))
+        writer = None if paths is None else stack.enter_context(_files(paths, source, video))
         bar = stack.enter_context(progress_bar(progress, min(source.count or sys.maxsize, limit or sys.maxsize)))
         try:
             _note(track, first, box, math.inf, taken, writer, window)
@@ -188,15 +187,19 @@ class _Files:
         print(f"{taken:.6f}", file=self._times, flush=True)
 
 
-@contextmanager
-def _files(out: Path, name: str, source: Source, overwrite: bool, video: bool) -> Iterator[_Files]:
+def _free_paths(out: Path, name: str, overwrite: bool) -> list[Path]:
     paths = [out / f"{name}{suffix}" for suffix in (".txt", "_scores.txt", "_times.txt", ".mp4")]
     there = [str(p) for p in paths if p.exists()]
     if there and not overwrite:
         raise DataError(
             f"{there[0]} is there already. Give another --out or --name, or --overwrite true to replace it."
         )
-    out.mkdir(parents=True, exist_ok=True)
+    return paths
+
+
+@contextmanager
+def _files(paths: list[Path], source: Source, video: bool) -> Iterator[_Files]:
+    paths[0].parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         boxes, scores, times = (stack.enter_context(open(p, "w")) for p in paths[:3])
         paths[3].unlink(missing_ok=True)

@@ -17,7 +17,7 @@ import torch
 
 import torchdfa
 from torchdfa.tracking.bench import METHODS, Bench, Run
-from torchdfa.tracking.display import draw_box
+from torchdfa.tracking.frames import FrameReader
 from torchdfa.tracking.peers import PEERS
 from torchdfa.tracking.scores import DISTANCES, OVERLAPS, Score, mean
 from torchdfa.tracking.sequences import ATTRIBUTES
@@ -30,6 +30,10 @@ _COLOURS = {
     "BDFA 64": "#66c2a5", "BDFA uncentred 128": "#b8860b", "BDFA unit 128": "#d55e00", "BDFA unit 64": "#e69f00",
     "CSRT": "#cc79a7", "KCF": "#f0a0c0", "MIL": "#9467bd",
 }  # fmt: skip
+
+
+# Of the picture of frames; targets beyond that many rows are left out.
+_ROWS, _COLUMNS = 5, 5
 
 
 def write_report(bench: Bench) -> Path:
@@ -160,30 +164,49 @@ def _plot(runs: Sequence[Run], path: Path) -> None:
 
 
 def _frames(bench: Bench, path: Path) -> bool:
-    """Draw frames of three targets with our boxes (green), CSRT's (blue) and the annotated ones (white)."""
-    import cv2
+    """Draw five frames of up to five targets with the boxes of one of our methods, of CSRT and of the annotation."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
 
-    ours = next((n for n in bench.config.names if n.startswith("BDFA")), None)
-    ours = ours or next((n for n in bench.config.names if n in METHODS), None)
-    rows = []
-    for sequence in bench.sequences:
-        boxes = bench.boxes(ours, 0, sequence) if ours else None
-        if boxes is None or len(rows) == 3:
-            continue
-        peer = bench.boxes("CSRT", 0, sequence) if "CSRT" in bench.config.names else None
-        cells = []
-        for i in np.linspace(0, len(sequence.frames) - 1, 5).round().astype(int):
-            picture = draw_box(read_image(sequence.frames[i]), boxes[i], 1.0, f"{sequence.name} {i + 1}")
-            for others, colour in ((sequence.truth, (255, 255, 255)), (peer, (90, 140, 255))):
-                if others is not None and np.isfinite(others[i]).all():
-                    x, y, w, h = (round(n) for n in others[i])
-                    cv2.rectangle(picture, (x, y), (x + w, y + h), colour, 1)
-            cells.append(cv2.resize(picture, (240, 180), interpolation=cv2.INTER_AREA))
-        rows.append(np.hstack(cells))
-    if rows:
-        _, data = cv2.imencode(".png", np.vstack(rows)[:, :, ::-1])
-        write_atomically(path, lambda file: file.write(data.tobytes()))
-    return bool(rows)
+    names = bench.config.names
+    ours = next((n for n in names if n.startswith("BDFA")), None) or next((n for n in names if n in METHODS), None)
+    shown = [n for n in (ours, "CSRT") if n in names]
+    tracks = [(s, {n: boxes for n in shown if (boxes := bench.boxes(n, 0, s)) is not None}) for s in bench.sequences]
+    tracks = [(s, boxes) for s, boxes in tracks if boxes]
+    tracks = [tracks[i] for i in sorted({round(i) for i in np.linspace(0, len(tracks) - 1, _ROWS)})] if tracks else []
+    if not tracks:
+        return False
+    heights = []
+    for sequence, _ in tracks:
+        height, width = read_image(sequence.frames[0]).shape[:2]
+        heights.append(height / width)
+    figure = Figure((12, 12 / _COLUMNS * sum(heights) + 0.4))
+    FigureCanvasAgg(figure)
+    top, unit = 0.4 / figure.get_figheight(), 12 / _COLUMNS / figure.get_figheight()
+    lines = [*((n, _COLOURS.get(n, "#009e73") if n != ours else "#20e020") for n in shown), ("annotated", "#ffffff")]
+    for row, (sequence, boxes) in enumerate(tracks):
+        for column, i in enumerate(np.linspace(0, len(sequence.frames) - 1, _COLUMNS).round().astype(int)):
+            bottom = 1 - top - unit * sum(heights[: row + 1])
+            axes = figure.add_axes((column / _COLUMNS, bottom, 1 / _COLUMNS, unit * heights[row]))
+            picture = FrameReader()(read_image(sequence.frames[i])).permute(1, 2, 0).numpy()
+            axes.imshow(picture, extent=(0, picture.shape[1], picture.shape[0], 0), aspect="auto")
+            axes.axis("off")
+            drawn = {**boxes, "annotated": sequence.truth}
+            for name, colour in lines:
+                if name in drawn:
+                    x, y, w, h = drawn[name][i]
+                    style = {"lw": 1.0, "ls": (0, (2, 2))} if name == "annotated" else {"lw": 1.6}
+                    axes.add_patch(Rectangle((x, y), w, h, fill=False, ec=colour, clip_on=True, **style))
+            text = f"{sequence.name}  {i + 1}"
+            box = {"fc": "black", "ec": "none", "alpha": 0.6, "pad": 2}
+            axes.text(0.015, 0.97, text, color="white", fontsize=8, va="top", transform=axes.transAxes, bbox=box)
+    handles = [Rectangle((0, 0), 1, 1, fill=False, ec=c, lw=2, ls=":" if n == "annotated" else "-") for n, c in lines]
+    labels = [n for n, _ in lines]
+    style = {"facecolor": "#404040", "labelcolor": "white", "edgecolor": "none", "fontsize": 9}
+    figure.legend(handles, labels, loc="upper center", ncols=len(labels), **style)
+    figure.savefig(path, dpi=100)
+    return True
 
 
 def _table_of_runs(runs: Sequence[Run]) -> str:

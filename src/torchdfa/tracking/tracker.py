@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,8 @@ class Tracker:
         self._size = (image.shape[2], image.shape[1])
         self._box = check_box(box, *self._size)
         self._generator = torch.Generator().manual_seed(c.seed)
-        self._shift, self._count, self._since = c.shift, 0, 0
+        self._shift, self._count = c.shift, 0
+        self._learnt: deque[float] = deque(maxlen=c.short_memory)
 
         regions = self._first_regions(image)
         positives = self._pool_from(regions, self._overlapping(c.first_positives, _POSITIVES, above=0.7))
@@ -164,31 +166,38 @@ class Tracker:
         region = look(self.trunk, image, view_of(self._box, c.target, c.reach, self.trunk.align))
         region.maps = self._normal(region.maps)
         spread = Spread(kind="gaussian", shift=self._shift, scale=c.scale)
-        boxes = draw(self._box, c.candidates, spread, self._size, self._generator)
+        # As close together as ever, however far the search has widened.
+        count = round(c.candidates * (self._shift / c.shift) ** 2) if c.wait and c.shift else c.candidates
+        boxes = draw(self._box, count, spread, self._size, self._generator)
         features = self._features(region, boxes)
         scores, best = _odds(self._head.logits(features)).topk(c.best)
         score = scores.mean().item()
-        self._box = inside(boxes[best].mean(0, keepdim=True), *self._size)[0]
-        result = self._box
+        result = seed = inside(boxes[best].mean(0, keepdim=True), *self._size)[0]
         if score > 0:
             self._shift = c.shift
             if self._regression is not None:
                 result = self._regression(features[best], boxes[best]).mean(0)
                 result = inside(result[None], *self._size)[0]
                 if c.regression_leads:
-                    self._box = result
+                    seed = result
+            self._box = seed
+        else:
+            self._shift = min(self._shift * c.widening, c.shift_limit)
+            if not c.wait:
+                self._box = seed
+        self._count += 1
+        # A head that has seen few frames is never that sure: a third of what it has scored so far will do for it.
+        usual = sum(self._learnt) / len(self._learnt) if self._learnt else 0.0
+        if score > min(c.sure, usual / 3):
+            self._learnt.append(score)
             self._remember(
                 self._features(region, self._overlapping(c.update_positives, _POSITIVES, above=0.7)),
                 self._features(region, self._overlapping(c.update_negatives, _NEGATIVES, below=0.3)),
             )
+            if self._count % c.long_every == 0:
+                self._update(None)
         else:
-            self._shift = min(self._shift * c.widening, c.shift_limit)
-
-        self._count += 1
-        if score <= 0:
             self._update(c.short_memory)
-        elif self._count % c.long_every == 0:
-            self._update(None)
         x, y, w, h = result.tolist()
         return (x, y, w, h), score
 
