@@ -43,7 +43,7 @@ def is_first() -> bool:
 def make_fabric(accelerator: str, devices: int | str, precision: Any, strategy: Strategy) -> Fabric:
     """Return Fabric for this process; under torchrun for all that torchrun has started, on all machines."""
     from lightning_fabric import Fabric
-    from lightning_fabric.strategies import ModelParallelStrategy
+    from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 
     nodes = 1
     if under_torchrun():
@@ -149,7 +149,8 @@ def model_state(network: nn.Module) -> dict[str, Tensor]:
         return network.state_dict()
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-    return dict(get_model_state_dict(network, options=StateDictOptions(full_state_dict=True, cpu_offload=True)))
+    state: Any = get_model_state_dict(network, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return dict(state)
 
 
 def load_model_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
