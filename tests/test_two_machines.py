@@ -49,7 +49,7 @@ def machines():
 
 def start(machines, number, out, log):
     command = ["ip", "netns", "exec", machines[number], sys.executable, "-m", "torch.distributed.run"]
-    command += ["--nnodes", "2", "--nproc-per-node", "1", "--node-rank", str(number), "--max-restarts", "2"]
+    command += ["--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "2"]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "10.77.0.1:29400", "--rdzv-id", "job"]
     command += ["--rdzv-conf", f"is_host={int(number == 0)}"]
     command += ["--local-addr", f"10.77.0.{number + 1}", "--monitor-interval", "0.2"]
@@ -104,7 +104,7 @@ def train(machines, folder, kill_after=None):
 def test_a_job_on_two_machines_outlives_a_process(machines, tmp_path):
     _, sent, _ = train(machines, tmp_path / "whole")
     logs, _, killed = train(machines, tmp_path / "killed", kill_after=12)
-    assert killed is not None and "SIGKILL" in logs[1] + logs[0]
+    assert killed is not None and "exitcode: -9" in logs[1]
     runs = [(tmp_path / name / "run" / "model.safetensors").read_bytes() for name in ("whole", "killed")]
     assert runs[0] == runs[1]
     assert sum(log.count("written to") for log in logs) == 1  # the first process alone speaks

@@ -270,7 +270,7 @@ def _with_stored_config(arguments: list[str]) -> list[str]:
 def _option(arguments: list[str], option: str) -> list[str]:
     """Return the values that an option is given."""
     found = []
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
         name, equals, value = argument.partition("=")
         if name == option:
             found.append(value if equals else following)

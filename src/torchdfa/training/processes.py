@@ -176,8 +176,8 @@ def model_state(network: nn.Module) -> dict[str, Tensor]:
         return network.state_dict()
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-    found: Any = get_model_state_dict(network, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    return dict(found)
+    state: Any = get_model_state_dict(network, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return dict(state)
 
 
 def load_model_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
