@@ -101,7 +101,9 @@ def _differences(runs: Sequence[Run]) -> list[str]:
         if own and other:
             gap = _mean(s.auc for s in own) - _mean(s.auc for s in other)
             spread = math.hypot(_deviation([s.auc for s in own]), _deviation([s.auc for s in other]))
-            lines.append(f"- {name} less {base}: AUC {gap:+.3f}; one deviation between seeds is {spread:.3f}.")
+            known = min(len(own), len(other)) > 1
+            seeds = f"one deviation between seeds is {spread:.3f}" if known else "of one seed, so its spread is not known"
+            lines.append(f"- {name} less {base}: AUC {gap:+.3f}; {seeds}.")
     return ["## Against back-propagation", "", *lines, ""] if lines else []
 
 
