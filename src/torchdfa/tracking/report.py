@@ -101,7 +101,9 @@ def _differences(runs: Sequence[Run]) -> list[str]:
         if own and other:
             gap = _mean(s.auc for s in own) - _mean(s.auc for s in other)
             spread = math.hypot(_deviation([s.auc for s in own]), _deviation([s.auc for s in other]))
-            lines.append(f"- {name} less {base}: AUC {gap:+.3f}; one deviation between seeds is {spread:.3f}.")
+            known = min(len(own), len(other)) > 1
+            seeds = f"one deviation between seeds is {spread:.3f}" if known else "one seed, so the spread is not known"
+            lines.append(f"- {name} less {base}: AUC {gap:+.3f}; {seeds}.")
     return ["## Against back-propagation", "", *lines, ""] if lines else []
 
 
@@ -196,7 +198,9 @@ def _frames(bench: Bench, path: Path) -> bool:
             for name, colour in lines:
                 if name in drawn:
                     x, y, w, h = drawn[name][i]
-                    style = {"lw": 1.0, "ls": (0, (2, 2))} if name == "annotated" else {"lw": 1.6}
+                    style: dict[str, Any] = {"lw": 1.6}
+                    if name == "annotated":
+                        style = {"lw": 1.0, "ls": (0, (2, 2))}
                     axes.add_patch(Rectangle((x, y), w, h, fill=False, ec=colour, clip_on=True, **style))
             text = f"{sequence.name}  {i + 1}"
             box = {"fc": "black", "ec": "none", "alpha": 0.6, "pad": 2}
