@@ -159,8 +159,9 @@ def _settings(found: Sequence[Standing]) -> str:
     """Say what all runs have in common, and how they were chosen."""
     rows = [run[0] for s in found for run in (*s.finals.values(), *s.searched)]
     sizes = sorted({row.train_size for row in rows})
-    trials = found[0].line.budget.trial_epochs
-    epochs = sorted({row.epochs for row in rows if not (trials and row.phase == "search")})
+    shorter = found[0].line.budget.trial_epochs is not None
+    epochs = sorted({row.epochs for row in rows if not (shorter and row.phase == "search")})
+    trials = sorted({row.epochs for row in rows if shorter and row.phase == "search"})
     config = found[0].line.config
     momentum = f" with momentum {config.momentum:g}" if config.optimizer == "sgd" else ""
     clip = f", gradient norm at most {config.clip:g}" if config.clip is not None else ""
@@ -173,10 +174,10 @@ def _settings(found: Sequence[Standing]) -> str:
         held_out = f"{found[0].line.budget.validation:,} tokens of the text's own validation part"
         if config.vocabulary is not None:
             batch += f", the {config.vocabulary:,} most frequent words, others as <unk>"
-    shorter = f" of {trials} epochs" if trials else ""
+    length = f" of {' / '.join(map(str, trials))} epochs" if trials else ""
     return (
         f"{models}, {' / '.join(f'{n:,}' for n in sizes)} training {unit}, {' / '.join(map(str, epochs))} epochs, "
-        f"{batch}, {config.optimizer.upper()}{momentum}, {schedule} learning rate{clip}. Trials{shorter} are "
+        f"{batch}, {config.optimizer.upper()}{momentum}, {schedule} learning rate{clip}. Trials{length} are "
         f"scored on {held_out}, at seed 0; the best is run with every seed on all training {unit} and "
         "scored on the whole test set after the last epoch. At a seed all rows start from the same weights and see "
         "the same batches."

@@ -64,7 +64,7 @@ def dots_and_costs(folder: Path, found: Sequence[Standing], paper: Reported) -> 
     right.axvline(1, color="#000000", lw=0.8)
     right.set_xlim(left=0)
     what = "perplexity above back-propagation's (%)" if falls else "points above back-propagation"
-    right.set(xlabel="multiply-adds of error propagation over back-propagation's", ylabel=what)
+    right.set(xlabel="multiply-adds over back-propagation's", ylabel=what)
     clear(right)
     right.legend(frameon=False, fontsize=8)
     return figure
