@@ -65,7 +65,7 @@ def here(monkeypatch):
         def __exit__(self, *error):
             pass
 
-    monkeypatch.setattr(module, "Workers", Here)
+    monkeypatch.setattr(module, "_workers", lambda config: Here(1))
     return ran
 
 

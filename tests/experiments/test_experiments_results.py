@@ -76,7 +76,7 @@ def test_every_column_comes_back(results):
         options="head=(8, 8); center=True", lr=0.0125, head_lr=0.5, weight_decay=5e-4, feedback_scale="0.3",
         phase="search", seed=7, epoch=1, epochs=2, train_loss=2.30259, train_top1=12.5, val_top1=33.3333,
         test_top1=0.0, test_top5=100.0, step_seconds=1.5e-05, trunk_angle=89.5, trunk_ratio=1.25, problem="",
-        key="0123456789abcdef",
+        key="0123456789abcdef", val_loss=2.25, test_loss=2.5,
     )  # fmt: skip
     unmeasured = {f.name: math.nan for f in dataclasses.fields(Row) if f.type == "float"}
     rows = [full, replace(full, epoch=2, **unmeasured)]
