@@ -163,7 +163,7 @@ def test_a_text_from_cell_to_page(tmp_path, monkeypatch):
     monkeypatch.setattr(hybrid_text, "_VALIDATION", 100)
     monkeypatch.setattr(hybrid_text, "LRS", (0.01,))
     rows = ("BP, GPT", "HybridDFA, GPT")
-    config = ReproduceConfig(data_root=str(tmp_path), rows=rows, seeds=1, jobs=1, accelerator="cpu")
+    config = ReproduceConfig(data_root=str(tmp_path), rows=rows, seeds=1, jobs=2, accelerator="cpu")
     runs = reproduce(TRANSFORMER, config, tmp_path / "out", progress=False)
     search = [run for run in runs if run[0].phase == "search"]
     assert {(run[0].method, run[-1].epochs) for run in search} == {(name, 1) for name in rows}
