@@ -71,6 +71,11 @@ def dots_and_costs(folder: Path, found: Sequence[Standing], paper: Reported) -> 
 
 
 def _draw_dots(axes: Any, shown: Sequence[Standing], paper: Reported, title: str) -> None:
+    if not shown:
+        axes.set_title(title)
+        axes.text(0.5, 0.5, "no final run so far: the search goes on", ha="center", transform=axes.transAxes)
+        axes.set_axis_off()
+        return
     for y, s in enumerate(shown):
         values = [s.measure.of(run[-1], "test") for run in s.whole]
         labels = ("a seed", "mean", "paper") if y == 0 else (None,) * 3
@@ -85,11 +90,9 @@ def _draw_dots(axes: Any, shown: Sequence[Standing], paper: Reported, title: str
     numbered = any(not math.isnan(s.share) for s in shown)
     axes.set_yticks(range(len(shown)), [f"{s.name}  {i}" if numbered else s.name for i, s in enumerate(shown, 1)])
     axes.invert_yaxis()
-    label = shown[0].measure.label if shown else ""
-    axes.set(xlabel=f"{label}; thin line: the row it is compared with", title=title)
+    axes.set(xlabel=f"{shown[0].measure.label}; thin line: the row it is compared with", title=title)
     clear(axes)
-    if shown:
-        axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8)
 
 
 def curves(folder: Path, found: Sequence[Standing], paper: Reported) -> Any:
