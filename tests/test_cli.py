@@ -40,21 +40,6 @@ def alone(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def call(capsys):
-    """Run the command line in this process: exit status, standard output, standard error."""
-
-    def run(*arguments):
-        try:
-            status = cli.main(arguments)
-        except SystemExit as end:
-            status = end.code
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return run
-
-
-@pytest.fixture
 def parsed(monkeypatch):
     """Return the configuration that fit or compare would have been given."""
 

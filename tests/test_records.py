@@ -1,6 +1,5 @@
 """Records and the pages that quote them: all are made from the CSVs that lie beside them."""
 
-import importlib.util
 import shutil
 from pathlib import Path
 
@@ -31,11 +30,8 @@ def test_a_record_s_page_is_made_from_its_results(folder, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def embed():
-    spec = importlib.util.spec_from_file_location("embed", ROOT / "docs" / "embed.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def embed(script):
+    return script("embed")
 
 
 @pytest.mark.parametrize("path", [*ROOT.rglob("docs/**/*.md"), ROOT / "README.md"], ids=lambda path: path.name)

@@ -1,6 +1,5 @@
 """What must agree before a release: the version, the licences' page, the citation."""
 
-import importlib.util
 import re
 from importlib.resources import files
 from pathlib import Path
@@ -31,11 +30,8 @@ def test_types_are_shipped():
 
 
 @pytest.fixture(scope="module")
-def licences():
-    spec = importlib.util.spec_from_file_location("licences", ROOT / "docs" / "licences.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def licences(script):
+    return script("licences")
 
 
 def test_every_dependency_has_its_licence_listed(licences):

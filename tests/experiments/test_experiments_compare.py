@@ -65,7 +65,7 @@ def here(monkeypatch):
         def __exit__(self, *error):
             pass
 
-    monkeypatch.setattr(module, "_workers", lambda config: Here(1))
+    monkeypatch.setattr(module, "make_workers", lambda jobs, *others: Here(jobs))
     return ran
 
 

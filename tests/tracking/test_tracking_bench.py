@@ -9,7 +9,6 @@ import torch
 from scenes import SMALL
 
 import torchdfa as dfa
-from torchdfa import cli
 from torchdfa.data.errors import DataError
 from torchdfa.tracking import TrackerConfig, bench, pretrain
 from torchdfa.tracking.bench import METHODS, Bench, BenchConfig, Trial
@@ -218,19 +217,9 @@ def test_pretraining_goes_on_and_refuses_other_settings(pretraining, otb, tmp_pa
 # ----------------------------------------------------------------------------------------------------- the command line
 
 
-@pytest.fixture
-def call(capsys, monkeypatch, tmp_path):
+@pytest.fixture(autouse=True)
+def alone(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        try:
-            status = cli.main(arguments)
-        except SystemExit as end:
-            status = end.code
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
 
 
 QUICK = [f"--tracker.{k}={list(v) if isinstance(v, tuple) else v}" for k, v in SMALL.items()]

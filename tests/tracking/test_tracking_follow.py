@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from scenes import SMALL, scene
 
-from torchdfa import cli
 from torchdfa.data.errors import DataError
 from torchdfa.tracking import Tracker
 from torchdfa.tracking.display import NoDisplayError, draw_box, pick_box
@@ -191,19 +190,9 @@ needs_weights = pytest.mark.skipif(
 )
 
 
-@pytest.fixture
-def call(capsys, monkeypatch, tmp_path):
+@pytest.fixture(autouse=True)
+def alone(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        try:
-            status = cli.main(arguments)
-        except SystemExit as end:
-            status = end.code
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
 
 
 @needs_weights

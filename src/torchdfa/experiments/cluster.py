@@ -11,6 +11,8 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from torchdfa.data.sources import require
 from torchdfa.experiments.results import Cell
 from torchdfa.experiments.runner import Workers, run_one
@@ -87,7 +89,7 @@ def make_workers(jobs: int | None, accelerator: str, engine: Engine, options: Ma
     """Return who runs an experiment's cells.
 
     Args:
-        jobs: Cells at a time; None: one a core here, 100 on a cluster.
+        jobs: Cells at a time; None: one a core here, or one where there is a GPU; 100 on a cluster.
         accelerator: auto, cpu, cuda or mps.
         engine: "local": processes of a pool on this machine. "slurm": jobs on a cluster, by submitit. "submitit-local":
             the same jobs as processes on this machine.
@@ -97,6 +99,6 @@ def make_workers(jobs: int | None, accelerator: str, engine: Engine, options: Ma
         ImportError: submitit is not installed.
     """
     if engine == "local":
-        return Workers(jobs or os.cpu_count() or 1, accelerator)
+        return Workers(jobs or (1 if torch.cuda.is_available() else os.cpu_count() or 1), accelerator)
     require("submitit")
     return ClusterWorkers(jobs or 100, accelerator, engine.removeprefix("submitit-"), options)

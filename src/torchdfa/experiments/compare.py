@@ -18,9 +18,8 @@ from torchdfa.experiments.cluster import Engine, make_workers
 from torchdfa.experiments.methods import METHODS, method
 from torchdfa.experiments.progress import watch
 from torchdfa.experiments.results import Row, score
-from torchdfa.experiments.runner import Workers
 from torchdfa.experiments.search import tried
-from torchdfa.experiments.study import Budget, Line, default_jobs, run_study
+from torchdfa.experiments.study import Budget, Line, run_study
 from torchdfa.experiments.timing import interleaved, training_step
 from torchdfa.models import VGG16, Network, SmallConv
 from torchdfa.summary import summary
@@ -127,7 +126,8 @@ def compare(config: CompareConfig, out: Path, *, progress: bool = True) -> list[
     steps, memory = _steps(config, dataset)
     lines = [_line(config, name, size) for name in config.methods]
     planned = sum(line.budget.runs for line in lines)
-    with watch(progress, planned) as watcher, _workers(config) as workers:
+    crew = make_workers(config.jobs, "cpu", config.engine, config.job)
+    with watch(progress, planned) as watcher, crew as workers:
         runs = run_study("compare", lines, out, workers=workers, watcher=watcher)
         watcher.say("timing a training step of each method")
         seconds = _timed(steps)
@@ -139,11 +139,6 @@ def compare(config: CompareConfig, out: Path, *, progress: bool = True) -> list[
     write_summary(out / "summary.md", config, scores, runs, size)
     plot(out / "curves.png", config, runs, chosen)
     return scores
-
-
-def _workers(config: CompareConfig) -> Workers:
-    local = config.engine == "local"
-    return make_workers(config.jobs or (default_jobs() if local else None), "cpu", config.engine, config.job)
 
 
 def _completed(config: CompareConfig, dataset: Dataset) -> CompareConfig:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 import random
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -199,13 +198,6 @@ def run_study(
         )
     _tidy(out, [line.name for line in lines])
     return runs
-
-
-def default_jobs() -> int:
-    """Return how many runs go at a time where nobody says: one a core, or one where there is a GPU."""
-    import torch
-
-    return 1 if torch.cuda.is_available() else os.cpu_count() or 1
 
 
 def _by_rate(scores: Mapping[Trial, float]) -> dict[float, float]:

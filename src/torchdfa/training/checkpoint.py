@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import torchdfa
 from torchdfa.training.config import TrainConfig, differences, to_dict
-from torchdfa.training.sealed import SealError, seal, unseal
+from torchdfa.training.sealed import SealError, read_sealed, seal
 
 FORMAT = 2
 _NAME = re.compile(r"checkpoint-(\d+)\.(pt|ckpt)")
@@ -96,7 +96,7 @@ def load_checkpoint(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] |
                 f"format {FORMAT}."
             )
         try:
-            content = unseal(path.read_bytes())
+            content = read_sealed(path)
             if not isinstance(content, dict) or not {"format", "config", "state"} <= content.keys():
                 raise SealError("it is no torchdfa checkpoint")
             stored, state = json.loads(content["config"]), content["state"]

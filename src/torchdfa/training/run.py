@@ -74,7 +74,7 @@ class Run:
         if sharded and (config.alignment or config.refresh):
             raise TrainingError("alignment and refresh need whole layers; they don't go with --strategy fsdp.")
         self.material: Material = prepare(config, dataset, fabric, sharded)
-        self.network, self.batches, self.scored = (getattr(self.material, n) for n in ("network", "batches", "scored"))
+        self.network, self.batches, self.scored = self.material.network, self.material.batches, self.material.scored
         self._convert()
         if config.head_lr == 0:
             self.network.get_submodule(self.material.head).requires_grad_(False)

@@ -49,7 +49,7 @@ def unseal(data: bytes) -> Any:
     try:
         # The library checks that the tensors' sizes add up to the file's before it makes any.
         tensors = load(bytes(body))
-        (length,) = (int.from_bytes(body[:8], "little"),)
+        length = int.from_bytes(body[:8], "little")
         return _restored(json.loads(json.loads(bytes(body[8 : 8 + length]))["__metadata__"]["content"]), tensors)
     except (SafetensorError, ValueError, KeyError, TypeError, IndexError, RuntimeError, AttributeError) as error:
         raise SealError(f"its content is none ({type(error).__name__}: {error})") from error

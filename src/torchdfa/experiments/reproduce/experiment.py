@@ -12,7 +12,7 @@ from torchdfa.experiments.cluster import make_workers
 from torchdfa.experiments.progress import watch
 from torchdfa.experiments.reproduce.config import ReproduceConfig
 from torchdfa.experiments.results import Row
-from torchdfa.experiments.study import Line, default_jobs, run_study
+from torchdfa.experiments.study import Line, run_study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -78,8 +78,7 @@ def reproduce(experiment: Experiment, config: ReproduceConfig, out: Path, *, pro
     i, _, n = config.shard.partition("/")
     lines = [line for line in lines if config.rows is None or line.name in config.rows][int(i) :: int(n)]
     planned = sum(line.budget.runs for line in lines)
-    jobs = config.jobs or (default_jobs() if config.engine == "local" else None)
-    crew = make_workers(jobs, config.accelerator, config.engine, config.job)
+    crew = make_workers(config.jobs, config.accelerator, config.engine, config.job)
     with watch(progress, planned) as watcher, crew as workers:
         return run_study(
             experiment.name,

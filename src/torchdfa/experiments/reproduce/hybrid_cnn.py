@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from torchdfa.experiments.reproduce.carried import carried
 from torchdfa.experiments.reproduce.config import SCALES, ReproduceConfig
 from torchdfa.experiments.reproduce.experiment import Experiment
+from torchdfa.experiments.reproduce.hybrid import hybrid_line
 from torchdfa.experiments.reproduce.plots import dots_and_costs
-from torchdfa.experiments.study import Budget, Line
+from torchdfa.experiments.study import Line
 from torchdfa.models import VGG16, Network, ResNet
 from torchdfa.modular import HybridDFA, ModuleDFA
 from torchdfa.rules import BP, DFA, FA, Rule
@@ -52,7 +52,6 @@ def _lines(config: ReproduceConfig, data: str) -> list[Line]:
 
 def _line(config: ReproduceConfig, data: str, network: str, model: Network, named: str, rule: Rule) -> Line:
     scale, epochs = SCALES[config.scale], config.epochs or EPOCHS[config.scale]
-    name, against = f"{named}, {network}", f"BP, {network}"
     train = TrainConfig(
         data=data,
         data_root=config.data_root,
@@ -61,17 +60,8 @@ def _line(config: ReproduceConfig, data: str, network: str, model: Network, name
         rule=rule,
         epochs=epochs,
         clip=10.0,
-        alignment=1,
-        score_every=epochs,
     )
-    budget = Budget(
-        lrs=LRS,
-        more=2,
-        validation=(scale.train_size or _ALL) // 5,
-        trial_epochs=max(1, epochs // 2),
-        seeds=config.seeds or scale.seeds,
-    )
-    return carried(Line(name=name, config=train, budget=budget, against=None if name == against else against), config)
+    return hybrid_line(config, train, f"{named}, {network}", lrs=LRS, validation=(scale.train_size or _ALL) // 5)
 
 
 HYBRID_CNN = Experiment(

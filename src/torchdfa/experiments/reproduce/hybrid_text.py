@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from torchdfa.baselines import KolenPollack
-from torchdfa.experiments.reproduce.carried import carried
-from torchdfa.experiments.reproduce.config import SCALES, ReproduceConfig
+from torchdfa.experiments.reproduce.config import ReproduceConfig
 from torchdfa.experiments.reproduce.experiment import Experiment
+from torchdfa.experiments.reproduce.hybrid import hybrid_line
 from torchdfa.experiments.reproduce.plots import dots_and_costs
-from torchdfa.experiments.study import Budget, Line
+from torchdfa.experiments.study import Line
 from torchdfa.language import GPT, LanguageModel, RecurrentLM
 from torchdfa.modular import HybridDFA, ModuleDFA
 from torchdfa.rules import BP, DFA, Rule
@@ -132,18 +132,8 @@ def _line(
         optimizer="adam",
         weight_decay=0.0,
         clip=1.0,
-        alignment=1,
-        score_every=epochs,
     )
-    budget = Budget(
-        lrs=LRS,
-        more=2,
-        validation=_VALIDATION,
-        trial_epochs=max(1, epochs // 2),
-        seeds=config.seeds or SCALES[config.scale].seeds,
-    )
-    against = f"BP, {name.rpartition(', ')[2]}"
-    return carried(Line(name=name, config=train, budget=budget, against=None if name == against else against), config)
+    return hybrid_line(config, train, name, lrs=LRS, validation=_VALIDATION)
 
 
 _READING = (
