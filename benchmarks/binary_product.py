@@ -4,7 +4,8 @@
 
 Beside torch.mm in float32 (MKL) stands its bfloat16 form (oneDNN). `stored` and `generated` are the operators as users
 call them; `kernel` is the library's function on prepared memory, without Python around it. `avx2` and `portable` are
-stored bits on those paths. Then two threads over one, in wall-clock time, and binary over dense feedback at small K.
+stored bits on those paths; `oneDNN` is that library with the matrix in its own layout. Then two threads over one, in
+wall-clock time, and binary over dense feedback at small K.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def median(functions: dict[str, Callable[[], object]], seconds: float, threads: 
 
 def speed(seconds: float, rows: list[dict[str, object]], missed: list[str]) -> None:
     """Compare every path with torch.mm."""
-    names = ("mm bfloat16", "stored", "generated", "kernel", "avx2", "portable")
+    names = ("mm bfloat16", "oneDNN", "oneDNN bf16", "stored", "generated", "kernel", "avx2", "portable")
     print("\nspeed over torch.mm float32, one thread\n" + f"{'K × H':>12} {'batch':>5} {'mm µs':>10}", end="")
     print("".join(f"{n:>12}" for n in names) + f"{'error':>10}")
     for size in (LARGE, VOCABULARY, SMALL, (10, 512), (10, 4096)):
@@ -76,6 +77,9 @@ def speed(seconds: float, rows: list[dict[str, object]], missed: list[str]) -> N
                 continue
             functions = candidates(*size, batch)
             functions["kernel"] = kernel(*size, batch)
+            if torch.backends.mkldnn.is_available():
+                functions["oneDNN"] = onednn(*size, batch, torch.float32)
+                functions["oneDNN bf16"] = onednn(*size, batch, torch.bfloat16)
             stored = functions["stored"]
             for path in ("avx2", "portable"):
                 if path in ops.PATHS:
@@ -106,6 +110,16 @@ def kernel(errors: int, features: int, batch: int) -> Callable[[], object]:
     at = [t.data_ptr() for t in held]
     call = native.library.packed_at
     return lambda held=held: call(at[0], batch, errors, errors, at[3], at[2], at[1], features, 1)
+
+
+def onednn(errors: int, features: int, batch: int, dtype: torch.dtype) -> Callable[[], object]:
+    """Return oneDNN's product with a matrix in the layout that it likes best, as torch.compile calls it.
+
+    It is no public function. torch.mm takes MKL in float32, and in bfloat16 oneDNN with the matrix as it lies.
+    """
+    e, dense = torch.randn(batch, errors, dtype=dtype), torch.randn(features, errors, dtype=dtype)
+    packed = torch.ops.mkldnn._reorder_linear_weight(dense, batch)
+    return lambda: torch.ops.mkldnn._linear_pointwise(e, packed, None, "none", [], "")
 
 
 def on(path: str, function: Callable[[], object]) -> Callable[[], object]:

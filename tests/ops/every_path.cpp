@@ -29,7 +29,7 @@ static bool update_is_right(int64_t n, int64_t rows, int64_t columns, bool momen
 }
 
 int main() {
-    const int64_t sizes[][3] = {{1, 3, 5}, {2, 10, 70}, {5, 33, 600}, {9, 300, 130}, {70, 257, 65}, {4, 1000, 1030}};
+    const int64_t sizes[][3] = {{1, 3, 5}, {2, 10, 70}, {5, 33, 600}, {9, 300, 130}, {70, 257, 65}, {4, 1000, 1030}, {2, 24600, 70}};
     char names[64];
     strcpy(names, torchdfa_paths());
     fprintf(stderr, "%s\n", names);

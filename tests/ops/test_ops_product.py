@@ -42,6 +42,7 @@ def both(e, h, scale=SCALE):
 
 SIZES = [*itertools.product((1, 2, 3, 5, 9), (1, 3, 4, 10, 31, 33), (1, 7, 64, 65, 130))]
 SIZES += [(67, 100, 513), (4, 255, 40), (3, 256, 512), (5, 257, 600), (1, 1000, 1100), (2, 770, 64)]
+SIZES += [(3, 4097, 70), (66, 8200, 130)]  # sums of more than 4,096 rows
 
 
 @every_path
@@ -57,7 +58,10 @@ def test_product_by_hand(on, path):
 
 @needs_native
 def test_paths_and_threads_agree_bit_for_bit(on):
-    for n, k, h in ((1, 10, 100), (7, 100, 1000), (70, 300, 520), (9, 1000, 3000), (128, 100, 600), (192, 70, 500)):
+    shapes = [(1, 10, 100), (7, 100, 1000), (70, 300, 520), (9, 1000, 3000), (128, 100, 600), (192, 70, 500)]
+    # Sums of more than 4,096 rows, which two threads or three share.
+    shapes += [(1, 4 * 4096 + 1, 300), (2, 9 * 4096, 70), (3, 50_257, 130), (65, 12_289, 100)]
+    for n, k, h in shapes:
         e, found = torch.randn(n, k), []
         for path, threads in itertools.product(NATIVE, (1, 2, 3)):
             on(path)
@@ -68,8 +72,9 @@ def test_paths_and_threads_agree_bit_for_bit(on):
 
 
 @needs_native
-def test_a_row_does_not_depend_on_its_batch():
-    e = torch.randn(70, 300)
+@pytest.mark.parametrize("k", [300, 9000])
+def test_a_row_does_not_depend_on_its_batch(k):
+    e = torch.randn(70, k)
     whole = both(e, 200)
     for rows in (slice(0, 1), slice(3, 5), slice(60, 70)):
         for all_rows, some in zip(whole, both(e[rows], 200), strict=True):

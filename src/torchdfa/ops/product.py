@@ -5,8 +5,8 @@ so do bfloat16 and float16 ones, summed in float32. Elsewhere, in float64 and wi
 and multiplied by torch. Calls on plain tensors that nothing watches (no autograd, torch.func, torch.compile, modes) go
 to the library at once, since torch's dispatcher costs as much as a small product.
 
-A product of K rows is summed in groups of four rows and chunks of 256, in one order on every machine: results are the
-same bit for bit for any number of threads, any instruction set and any batch that a sample is part of.
+A product of K rows is summed in groups of four rows, chunks of 256 and spans of 4,096, in one order on every machine:
+results are the same bit for bit for any number of threads, any instruction set and any batch that a sample is part of.
 """
 
 from __future__ import annotations

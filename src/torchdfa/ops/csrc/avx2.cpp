@@ -31,10 +31,10 @@ INLINE void table(const float *e, float *t) {
 template <int R, int C>
 INLINE void look_up(__m256 (&sum)[R][C], __m256i (&x)[C], const float *tables) {
     // A product with ±1 and an addition, in one instruction: it rounds as adding ± the sum does.
-    const __m256i sign = _mm256_set1_epi32((int)0x80000000), one = _mm256_set1_epi32(0x3F800000);
+    const __m256 plus = _mm256_set1_ps(1.0f), minus = _mm256_set1_ps(-1.0f);
     __m256 s[C];
     UNROLL for (int c = 0; c < C; c++) {
-        s[c] = _mm256_castsi256_ps(_mm256_or_si256(_mm256_and_si256(_mm256_slli_epi32(x[c], 28), sign), one));
+        s[c] = _mm256_blendv_ps(plus, minus, _mm256_castsi256_ps(_mm256_slli_epi32(x[c], 28)));
     }
     UNROLL for (int r = 0; r < R; r++) {
         const __m256 t = _mm256_load_ps(tables + r * GROUPS * ENTRIES);

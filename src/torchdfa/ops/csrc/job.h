@@ -21,7 +21,8 @@
 struct Job {
     const float *e;         // (rows, errors), `stride` floats from row to row
     int64_t rows, stride, errors;
-    const uint8_t *packed;  // (errors, ceil(columns / 8)); null where the bits are generated from `key`
+    int64_t first;          // the row of signs that belongs to the first error
+    const uint8_t *packed;  // (first + errors, ceil(columns / 8)); null where the bits are generated from `key`
     uint64_t key;
     float scale;
     float *out;             // (rows, columns), contiguous
@@ -33,6 +34,7 @@ enum {
     BLOCK = 32,   // rows whose bits make one index word of a column
     BATCH = 64,   // batch rows whose tables are kept at a time
     CHUNK = 256,  // rows that are summed in a fresh accumulator before it is added to the output
+    SPAN = 4096,  // rows that are summed apart, so that threads can share a long sum
     GROUPS = CHUNK / 4,
     BLOCKS = CHUNK / BLOCK,
 };

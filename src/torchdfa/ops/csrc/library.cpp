@@ -4,6 +4,7 @@
 #include "update.h"
 
 #include <pthread.h>
+#include <stdlib.h>
 #include <string.h>
 
 namespace {
@@ -71,24 +72,24 @@ void *work_apart(void *data) {
     return nullptr;
 }
 
-// Products of a part below which a thread does not pay: some 10 µs of work.
-constexpr double SHARE = 1 << 21;
+// Products below which a thread does not pay: some 5 to 10 µs of work.
+constexpr double SHARE = 1 << 20;
 // The same where threads must be started for the call.
 constexpr double SHARE_STARTED = 1 << 25;
 constexpr int MOST = 256;
 
-int run(Part *part, const void *job, double products, int64_t most, int threads) {
-    Parallel *pool = forked ? nullptr : parallel;
-    if (threads > 1) {
-        const double shares = products / (pool ? SHARE : SHARE_STARTED);
-        if (shares < threads) threads = (int)shares;
-        if (most < threads) threads = (int)most;
-    }
-    if (threads <= 1) return part(job, *chosen, 0, 1);
-    if (threads > MOST) threads = MOST;
-    Shared shared = {part, job, chosen, threads, 0, 0};
-    if (pool) {
-        pool(work, &shared, (unsigned)threads, 0);
+// How many of the threads pay.
+int useful(double products, int threads) {
+    const double shares = products / (parallel && !forked ? SHARE : SHARE_STARTED);
+    if (shares < threads) threads = (int)shares;
+    return threads < 1 ? 1 : threads < MOST ? threads : MOST;
+}
+
+int run(Part *part, const void *job, int64_t parts, int threads) {
+    Shared shared = {part, job, chosen, (int)parts, 0, 0};
+    if (parts < threads) threads = (int)parts;
+    if (threads > 1 && parallel && !forked) {
+        parallel(work, &shared, (unsigned)threads, 0);
         return shared.failed;
     }
     pthread_t started[MOST];
@@ -116,19 +117,58 @@ int rows_of_product(const void *data, const Path &path, int64_t i, int64_t n) {
     return path.range(job, 0, job.columns);
 }
 
+// A long sum, span by span: the first one's into the output, the others' into `sums`.
+struct Spans {
+    const Job *job;
+    float *sums;
+};
+
+int span_of_product(const void *data, const Path &path, int64_t i, int64_t) {
+    const Spans &spans = *(const Spans *)data;
+    Job job = *spans.job;
+    job.first = i * SPAN;
+    job.e += job.first;
+    if (job.errors - job.first > SPAN) job.errors = SPAN;
+    else job.errors -= job.first;
+    if (i) job.out = spans.sums + (i - 1) * job.rows * job.columns;
+    return path.range(job, 0, job.columns);
+}
+
+int run_spans(const Job &job, int64_t count, float *sums, int threads) {
+    const Spans spans = {&job, sums};
+    if (run(span_of_product, &spans, count, threads)) return 1;
+    const int64_t size = job.rows * job.columns;
+    for (int64_t i = 1; i < count; i++, sums += size) {
+        for (int64_t n = 0; n < size; n++) job.out[n] += sums[n];
+    }
+    return 0;
+}
+
 int run_product(const Job &job, int threads) {
     if (job.rows <= 0 || job.columns <= 0) return 0;
     if (job.errors <= 0) {
         memset(job.out, 0, (size_t)(job.rows * job.columns) * sizeof(float));
         return 0;
     }
-    const double products = (double)job.rows * job.errors * job.columns;
-    // Bits are turned anew for every block of rows, tables are made anew in every part of the columns: whole blocks repeat
-    // nothing. They are few, so only where all threads get the same number.
-    const int64_t blocks = job.rows / BATCH;
-    if (threads > 1 && job.rows % BATCH == 0 && blocks % threads == 0)
-        return run(rows_of_product, &job, products, blocks, threads);
-    return run(tiles_of_product, &job, products, (job.columns + TILE - 1) / TILE, threads);
+    threads = useful((double)job.rows * job.errors * job.columns, threads);
+    if (threads > 1) {
+        // Bits are turned anew for every block of rows, tables are made anew in every part of the columns: whole blocks
+        // repeat nothing. They are few, so only where all threads get the same number.
+        const int64_t blocks = job.rows / BATCH;
+        if (job.rows % BATCH == 0 && blocks % threads == 0) return run(rows_of_product, &job, blocks, threads);
+        // Nor do spans, whose bits lie together. Three or more a thread: the last one may be short.
+        const int64_t spans = (job.errors + SPAN - 1) / SPAN;
+        if (job.rows < BATCH && spans >= 3 * threads) {
+            float *const sums = (float *)malloc((size_t)((spans - 1) * job.rows * job.columns) * sizeof(float));
+            if (sums) {
+                const int failed = run_spans(job, spans, sums, threads);
+                free(sums);
+                return failed;
+            }
+        }
+    }
+    const int64_t tiles = (job.columns + TILE - 1) / TILE;
+    return run(tiles_of_product, &job, tiles < threads ? tiles : threads, threads);
 }
 
 int rows_of_update(const void *data, const Path &path, int64_t i, int64_t n) {
@@ -161,13 +201,13 @@ void torchdfa_use_pool(void *gomp_parallel) { parallel = (Parallel *)gomp_parall
 
 int torchdfa_packed(const float *e, int64_t rows, int64_t stride, int64_t errors, const uint8_t *packed,
                     const float *scale, float *out, int64_t columns, int threads) {
-    const Job job = {e, rows, stride, errors, packed, 0, *scale, out, columns};
+    const Job job = {e, rows, stride, errors, 0, packed, 0, *scale, out, columns};
     return run_product(job, threads);
 }
 
 int torchdfa_seeded(const float *e, int64_t rows, int64_t stride, int64_t errors, const int64_t *key,
                     const float *scale, float *out, int64_t columns, int threads) {
-    const Job job = {e, rows, stride, errors, nullptr, (uint64_t)*key, *scale, out, columns};
+    const Job job = {e, rows, stride, errors, 0, nullptr, (uint64_t)*key, *scale, out, columns};
     return run_product(job, threads);
 }
 
@@ -177,5 +217,6 @@ int torchdfa_update(float *weight, float *velocity, int64_t rows, int64_t column
     const Update update = {weight, velocity, rows, columns, error, error_stride, x, x_stride, batch, lr, momentum, decay};
     if (rows <= 0 || columns <= 0) return 0;
     // Reading and writing a weight takes as long as some 32 products.
-    return run(rows_of_update, &update, (double)rows * columns * (batch + 32), rows, threads);
+    threads = useful((double)rows * columns * (batch + 32), threads);
+    return run(rows_of_update, &update, rows < threads ? rows : threads, threads);
 }

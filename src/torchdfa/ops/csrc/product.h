@@ -4,8 +4,8 @@
 // sums stand in a table, and each column looks its own up: one look-up and one addition do four multiply-adds.
 //
 // Every instruction set adds in the same order: (±e0 ± e1) + (±e2 ± e3) in a group, the groups of 256 rows one after
-// another from zero, these sums one after another. Results therefore agree bit for bit, whatever the batch, the number
-// of threads or the machine. No file that includes this one may use the C++ library: a template of it, compiled for
+// another from zero, these sums one after another within 4,096 rows, and theirs. Results therefore agree bit for bit,
+// whatever the batch, the number of threads or the machine. No file that includes this one may use the C++ library: a template of it, compiled for
 // AVX-512, could be the copy that the linker keeps for all.
 //
 // The includer defines, in its own anonymous namespace:
@@ -36,7 +36,9 @@ struct Stored {
     const uint8_t *bits, *end;
     int64_t row_bytes;
     explicit Stored(const Job &job)
-        : bits(job.packed), end(job.packed + job.errors * ((job.columns + 7) / 8)), row_bytes((job.columns + 7) / 8) {}
+        : bits(job.packed + job.first * ((job.columns + 7) / 8)),
+          end(bits + job.errors * ((job.columns + 7) / 8)),
+          row_bytes((job.columns + 7) / 8) {}
     INLINE Quads load(int64_t k, int64_t byte) const {
         const uint8_t *p = bits + k * row_bytes + byte;
         Quads v = {};
@@ -53,9 +55,12 @@ struct Stored {
 };
 
 struct Generated {
-    uint32_t low, high, words_per_row;
+    uint32_t low, high, words_per_row, start;
     explicit Generated(const Job &job)
-        : low((uint32_t)job.key), high((uint32_t)(job.key >> 32)), words_per_row((uint32_t)((job.columns + 31) / 32)) {}
+        : low((uint32_t)job.key),
+          high((uint32_t)(job.key >> 32)),
+          words_per_row((uint32_t)((job.columns + 31) / 32)),
+          start((uint32_t)job.first * words_per_row) {}
     static INLINE Words mix(Words w) {
         w = (w ^ (w >> 16)) * 0x7FEB352Du;
         w = (w ^ (w >> 15)) * 0x846CA68Bu;
@@ -64,7 +69,7 @@ struct Generated {
     INLINE Quads load(int64_t k, int64_t byte) const {
         Words index;
         for (int i = 0; i < WIDTH / 4; i++) index[i] = i;
-        index += (uint32_t)k * words_per_row + (uint32_t)(byte / 4);
+        index += start + (uint32_t)k * words_per_row + (uint32_t)(byte / 4);
         return (Quads)mix(mix(index ^ low) ^ high);
     }
     INLINE void prefetch(int64_t, int, int64_t) const {}
@@ -166,43 +171,62 @@ INLINE void rows_of_panel(const uint32_t *panel, int groups, const float *tables
     }
 }
 
+// Batch rows [m0, m0 + rows), errors [from, to) and columns [begin, end), into `out`, `ld` floats from row to row.
+template <class Source>
+INLINE void sum_span(const Source &source, const Job &job, int64_t m0, int64_t rows, int64_t from, int64_t to,
+                     int64_t begin, int64_t end, float *tables, float *out, int64_t ld) {
+    alignas(64) uint32_t panel[PANEL / TILE * BLOCKS * TILE];
+    for (int64_t k = from; k < to; k += CHUNK) {
+        const int depth = to - k < CHUNK ? (int)(to - k) : (int)CHUNK, groups = (depth + 3) / 4;
+        const int64_t after = job.errors - k - depth;
+        const bool first = k == from;
+        for (int64_t m = 0; m < rows; m++) {
+            fill_tables(job.e + (m0 + m) * job.stride + k, depth, job.scale, tables + m * TABLES);
+        }
+        for (int64_t n = begin; n < end; n += PANEL) {
+            const int columns = (int)(end - n < PANEL ? end - n : PANEL);
+            float *const to_panel = out + (n - begin);
+            fill_panel(source, k, depth, n, columns, panel);
+            if (n + PANEL < end) {
+                source.prefetch(k, depth, (n + PANEL) / 8);
+            } else if (after > 0) {
+                source.prefetch(k + depth, after < CHUNK ? (int)after : (int)CHUNK, begin / 8);
+            }
+            int64_t m = 0;
+            for (; m + ROWS <= rows; m += ROWS) {
+                rows_of_panel<ROWS>(panel, groups, tables + m * TABLES, to_panel + m * ld, ld, columns, first);
+            }
+            for (; m + 2 <= rows; m += 2) {
+                rows_of_panel<2>(panel, groups, tables + m * TABLES, to_panel + m * ld, ld, columns, first);
+            }
+            for (; m < rows; m++) {
+                rows_of_panel<1>(panel, groups, tables + m * TABLES, to_panel + m * ld, ld, columns, first);
+            }
+        }
+    }
+}
+
 template <class Source>
 int product(const Job &job, int64_t begin, int64_t end) {
     const Source source(job);
     source.prefetch(0, job.errors < CHUNK ? (int)job.errors : (int)CHUNK, begin / 8);
-    const int64_t batch = job.rows < BATCH ? job.rows : (int64_t)BATCH, ld = job.columns;
-    alignas(64) uint32_t panel[PANEL / TILE * BLOCKS * TILE];
-    void *memory = malloc((size_t)(batch * TABLES * 4 + 64));
+    const int64_t batch = job.rows < BATCH ? job.rows : (int64_t)BATCH, width = end - begin;
+    const int64_t apart = job.errors > SPAN ? batch * width : 0;  // floats of a later span's sums
+    void *memory = malloc((size_t)((batch * TABLES + apart) * 4 + 64));
     if (!memory) return 1;
-    float *tables = (float *)(((uintptr_t)memory + 63) & ~(uintptr_t)63);
+    float *const tables = (float *)(((uintptr_t)memory + 63) & ~(uintptr_t)63), *const sums = tables + batch * TABLES;
     for (int64_t m0 = 0; m0 < job.rows; m0 += BATCH) {
         const int64_t rows = job.rows - m0 < BATCH ? job.rows - m0 : (int64_t)BATCH;
-        for (int64_t k = 0; k < job.errors; k += CHUNK) {
-            const int64_t rest = job.errors - k;
-            const int depth = rest < CHUNK ? (int)rest : (int)CHUNK, groups = (depth + 3) / 4;
-            for (int64_t m = 0; m < rows; m++) {
-                fill_tables(job.e + (m0 + m) * job.stride + k, depth, job.scale, tables + m * TABLES);
+        float *const out = job.out + m0 * job.columns + begin;
+        for (int64_t from = 0; from < job.errors; from += SPAN) {
+            const int64_t to = job.errors - from < SPAN ? job.errors : from + SPAN;
+            if (from == 0) {
+                sum_span(source, job, m0, rows, from, to, begin, end, tables, out, job.columns);
+                continue;
             }
-            for (int64_t n = begin; n < end; n += PANEL) {
-                const int columns = (int)(end - n < PANEL ? end - n : PANEL);
-                fill_panel(source, k, depth, n, columns, panel);
-                if (n + PANEL < end) {
-                    source.prefetch(k, depth, (n + PANEL) / 8);
-                } else if (rest > CHUNK) {
-                    source.prefetch(k + CHUNK, rest < 2 * CHUNK ? (int)rest - CHUNK : (int)CHUNK, begin / 8);
-                }
-                int64_t m = 0;
-                float *out = job.out + m0 * ld + n;
-                const bool first = k == 0;
-                for (; m + ROWS <= rows; m += ROWS) {
-                    rows_of_panel<ROWS>(panel, groups, tables + m * TABLES, out + m * ld, ld, columns, first);
-                }
-                for (; m + 2 <= rows; m += 2) {
-                    rows_of_panel<2>(panel, groups, tables + m * TABLES, out + m * ld, ld, columns, first);
-                }
-                for (; m < rows; m++) {
-                    rows_of_panel<1>(panel, groups, tables + m * TABLES, out + m * ld, ld, columns, first);
-                }
+            sum_span(source, job, m0, rows, from, to, begin, end, tables, sums, width);
+            for (int64_t m = 0; m < rows; m++) {
+                for (int64_t n = 0; n < width; n++) out[m * job.columns + n] += sums[m * width + n];
             }
         }
     }
