@@ -23,6 +23,7 @@ from torchdfa.feedback.init import Site, magnitude, uniform
 from torchdfa.feedback.signs import Magnitudes
 from torchdfa.feedback.target import Output
 from torchdfa.rules import FeedbackRule
+from torchdfa.structure import CONVOLUTIONS
 
 Magnitude = Literal["uniform", "fixed", "batch"]
 
@@ -51,7 +52,7 @@ class _LayerOrNetwork(FeedbackRule):
         if self.direct:
             return self.dense(b, per_position=site.per_position)
         b = b.reshape(site.weight.shape)
-        if isinstance(site.layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        if isinstance(site.layer, CONVOLUTIONS):
             return self.convolution(b, Geometry.of(site.layer))
         return self.dense(b, per_position=True)
 
@@ -113,7 +114,7 @@ class SignSymmetry(FeedbackRule):
         elif self.magnitude == "batch":
             key = key_of(self.seed, site.name)
         magnitudes = Magnitudes(size, fixed, key)
-        if isinstance(site.layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        if isinstance(site.layer, CONVOLUTIONS):
             return SignConvFeedback(site.layer, magnitudes)
         assert isinstance(site.layer, nn.Linear)
         return SignFeedback(site.layer, magnitudes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from torchdfa.convert import conversion_of, watching
 from torchdfa.feedback import Feedback
 from torchdfa.feedback.time import Feedbacks
 from torchdfa.functional.recurrent import suffixes, weights_of
-from torchdfa.structure import LAYERS, undisturbed
+from torchdfa.structure import LAYERS, call, undisturbed
 from torchdfa.structure.base import RECURRENT
 from torchdfa.table import align
 
@@ -140,10 +140,7 @@ def costs(model: nn.Module, example: Any) -> Costs:
                 stack.callback(hook.remove)
         stack.enter_context(watching(conversion, record))
         model.eval()
-        if isinstance(example, Mapping):
-            model(**example)
-        else:
-            model(*(example if isinstance(example, (tuple, list)) else (example,)))
+        call(model, example)
 
     rows = []
     for name, module in model.named_modules():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchdfa.baselines import WeightMirror
 from torchdfa.convert import conversion_of, watching
 from torchdfa.feedback import ConvFeedback, DenseFeedback, Feedback
-from torchdfa.structure import undisturbed
+from torchdfa.structure import call, undisturbed
 
 
 def mirror(
@@ -56,10 +56,7 @@ def mirror(
     def run() -> dict[str, tuple[Tensor, Tensor]]:
         with watching(conversion, record), undisturbed(model), torch.enable_grad():
             model.eval()
-            if isinstance(x, Mapping):
-                model(**x)
-            else:
-                model(*(x if isinstance(x, (tuple, list)) else (x,)))
+            call(model, x)
         found = dict(seen)
         seen.clear()
         return found

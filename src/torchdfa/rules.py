@@ -13,7 +13,7 @@ from torchdfa.feedback import ConvFeedback, DenseFeedback, Feedback, Geometry, P
 from torchdfa.feedback.binary import DRAW, Generator
 from torchdfa.feedback.bits import key_of, unpack
 from torchdfa.feedback.init import Init, Scale, Site, magnitude, product, scaled, uniform
-from torchdfa.structure import CUTTABLE
+from torchdfa.structure import CONVOLUTIONS, CUTTABLE
 
 Trunk = Literal["direct", "chain"]
 Storage = Literal["packed", "seeded"]
@@ -129,7 +129,7 @@ class FA(FeedbackRule):
     def feedback(self, site: Site) -> Feedback:
         """Make ``B`` in the shape of the layer's weight."""
         b = self.entries(site).reshape(site.weight.shape).to(site.weight)
-        if isinstance(site.layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        if isinstance(site.layer, CONVOLUTIONS):
             return ConvFeedback(b, Geometry.of(site.layer))
         return DenseFeedback(b, per_position=True)
 

@@ -15,7 +15,6 @@ import torchdfa as dfa
 from cases import RULES, fingerprint
 from torchdfa.models import VGG16
 from torchdfa.online import NonFiniteLossError, OnlineHead
-from torchdfa.online.linear import _pays, linear, through
 from torchdfa.online.update import gradient_norm, update_bias
 
 SIZES = (6, 9, 8, 4)
@@ -121,7 +120,7 @@ def test_rules_of_other_feedback_are_refused(name):
 @pytest.mark.parametrize("available", [True, False], ids=["oneDNN", "no-oneDNN"])
 def test_large_products_agree_too(monkeypatch, rule, available):
     if not available:
-        monkeypatch.setattr("torchdfa.online.linear._onednn", None)
+        monkeypatch.setattr("torchdfa.ops.dense._onednn", None)
     sizes, n = (300, 260, 270, 10), 32
     head, plain = twins(rule, sizes=sizes, lr=0.01, momentum=0.9, weight_decay=0.01)
     batches = list(stream(10, sizes, (n,)))
@@ -132,19 +131,6 @@ def test_large_products_agree_too(monkeypatch, rule, available):
     x = batches[0][0]
     with torch.no_grad():
         torch.testing.assert_close(head.logits(x), plain(x), rtol=1e-4, atol=1e-4)
-
-
-def test_products_by_onednn_are_used_where_they_pay():
-    x, w, b = torch.randn(32, 300), torch.randn(260, 300), torch.randn(260)
-    assert _pays(x, w)
-    assert not _pays(x[:7], w)
-    assert not _pays(x.double(), w.double())
-    with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):
-        assert not _pays(x, w)
-    torch.testing.assert_close(linear(x, w, b), x @ w.T + b, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(linear(x, w, None), x @ w.T, rtol=1e-4, atol=1e-4)
-    error = torch.randn(32, 260)
-    torch.testing.assert_close(through(error, w), error @ w, rtol=1e-4, atol=1e-4)
 
 
 def test_the_rules_differ():

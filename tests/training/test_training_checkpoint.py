@@ -21,7 +21,7 @@ from torchdfa.training import (
     save_weights,
     to_dict,
 )
-from torchdfa.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint, write_atomically
+from torchdfa.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from torchdfa.training.sealed import read_sealed, seal
 
 CONFIG = {"lr": 0.1, "model": {"init_args": {"width": 1}}}
@@ -66,29 +66,6 @@ def damage(path, how):
     else:
         data[: len(data) // 20] = bytes(b ^ 0xFF for b in data[: len(data) // 20])
     path.write_bytes(data)
-
-
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_a_failed_write_leaves_the_old_file(tmp_path, error):
-    def fail(file):
-        file.write(b"half")
-        raise error
-
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
-    with pytest.raises(error):
-        write_atomically(path, fail)
-    assert path.read_bytes() == b"old" and names(tmp_path) == ["file"]
-    write_atomically(path, lambda file: file.write(b"new"))
-    assert path.read_bytes() == b"new" and names(tmp_path) == ["file"]
-
-
-def test_a_file_is_on_disk_before_it_takes_the_others_place(tmp_path, monkeypatch):
-    calls = []
-    monkeypatch.setattr(os, "fsync", lambda number: calls.append("fsync"))
-    monkeypatch.setattr(os, "replace", lambda a, b: calls.append(("replace", Path(a).read_bytes(), Path(b).name)))
-    write_atomically(tmp_path / "file", lambda file: file.write(b"whole"))
-    assert calls == ["fsync", ("replace", b"whole", "file")]
 
 
 @pytest.mark.parametrize("keep", [1, 2, 5])

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from torchdfa.experiments.results import Row
-from torchdfa.training.checkpoint import write_atomically
+from torchdfa.files import write_atomically
 
 
-def blank(width: float, height: float) -> Any:
-    """Return an empty figure of that size in inches, which needs no display."""
+def blank(width: float, height: float, dpi: int = 150) -> Any:
+    """Return an empty figure of that size in inches, with so many pixels an inch, which needs no display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=dpi)
     FigureCanvasAgg(figure)
     return figure
 

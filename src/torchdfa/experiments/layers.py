@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-import io
 from pathlib import Path
 
 from filelock import FileLock
 
 from torchdfa.experiments.results import Cell
-from torchdfa.training.checkpoint import write_atomically
+from torchdfa.files import write_csv
 
 _FIELDS: tuple[str, ...] = ("method", "seed", "epoch", "parameter", "degrees")
 
@@ -24,11 +23,7 @@ def keep_angles(cell: Cell, run: Path) -> None:
         kept = [row for row in read_angles(path.parent) if (row["method"], row["seed"]) != own]
         with open(run / "angles.csv", newline="", encoding="utf-8") as file:
             found = [dict(zip(_FIELDS, (*own, *row.values()), strict=True)) for row in csv.DictReader(file)]
-        text = io.StringIO()
-        writer = csv.DictWriter(text, _FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([*kept, *found])
-        write_atomically(path, lambda file: file.write(text.getvalue().encode()))
+        write_csv(path, _FIELDS, [*kept, *found])
 
 
 def read_angles(folder: Path) -> list[dict[str, str]]:

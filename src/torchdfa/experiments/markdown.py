@@ -15,10 +15,11 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(row) + " |" for row in (rows[0], rule, *rows[1:])]
 
 
-def spread(values: Sequence[float]) -> str:
-    """Show mean ± standard deviation, and how many diverged (NaN), if any did."""
+def spread(values: Sequence[float], form: str = ".2f") -> str:
+    """Show mean ± standard deviation, the mean in this form, and how many diverged (NaN), if any did."""
     good = [v for v in values if not math.isnan(v)]
     lost = f" ({len(values) - len(good)} diverged)" if len(good) < len(values) else ""
     if not good:
         return lost.strip(" ()")
-    return f"{stats.fmean(good):.2f}" + (f" ± {stats.stdev(good):.2f}" if len(good) > 1 else "") + lost
+    shown = f"{stats.fmean(good):{form}}"
+    return shown + (f" ± {stats.stdev(good):{form.lstrip('+')}}" if len(good) > 1 else "") + lost

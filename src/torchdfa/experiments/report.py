@@ -15,8 +15,8 @@ from torchdfa.experiments.markdown import spread, table
 from torchdfa.experiments.methods import COLORS
 from torchdfa.experiments.results import Row
 from torchdfa.experiments.search import tried
+from torchdfa.files import write_text
 from torchdfa.training import to_dict
-from torchdfa.training.checkpoint import write_atomically
 
 # Two lines each on a terminal, so that the table fits 80 columns.
 _HEADINGS = (
@@ -96,7 +96,7 @@ def write_summary(
         f"- weight decay {config.weight_decay:g}, gradient norm at most {config.clip}, precision {config.precision}"
     ]
     text += [f"- torchdfa {torchdfa.__version__}, torch {torch.__version__.partition('+')[0]}", ""]
-    write_atomically(path, lambda file: file.write("\n".join(text).encode()))
+    write_text(path, "\n".join(text))
 
 
 def _search(config: CompareConfig, grids: dict[str, dict[float, float]]) -> list[str]:

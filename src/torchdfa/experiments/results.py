@@ -16,9 +16,9 @@ from typing import Any
 from filelock import FileLock
 
 from torchdfa.experiments.measure import measure_of
+from torchdfa.files import write_csv
 from torchdfa.rules import Rule
 from torchdfa.training import EpochResult, TrainConfig
-from torchdfa.training.checkpoint import write_atomically
 
 
 @dataclass(frozen=True)
@@ -179,12 +179,8 @@ class Results:
 
     def _write(self, rows: Iterable[Row]) -> None:
         # The whole file anew: at a few thousand rows that takes milliseconds, and no reader ever sees a part of a run.
-        text = io.StringIO()
-        writer = csv.DictWriter(text, _FIELDS, lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: _shown(v) for k, v in dataclasses.asdict(row).items()})
-        write_atomically(self.path, lambda file: file.write(text.getvalue().encode()))
+        shown = ({k: _shown(v) for k, v in dataclasses.asdict(row).items()} for row in rows)
+        write_csv(self.path, _FIELDS, shown)
 
 
 def _whole(rows: Sequence[Row]) -> bool:

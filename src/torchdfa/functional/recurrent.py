@@ -16,6 +16,8 @@ from torch.autograd import Function
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from torchdfa.ops import dense
+
 State = tuple[Tensor, Tensor | None]
 
 
@@ -68,39 +70,27 @@ def suffixes(layer: nn.Module) -> list[list[str]]:
     return [[f"_l{i}{direction}" for direction in directions] for i in range(layer.num_layers)]
 
 
-def product(h: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return ``h Wᵀ + b`` for h (N, H), without gradients.
-
-    On processors torch multiplies float32 matrices by MKL, which on some of them is half as fast as oneDNN; torch's own
-    LSTM is oneDNN's.
-    """
-    if h.device.type == "cpu" and h.dtype == torch.float32 and _ONEDNN and not torch.compiler.is_compiling():
-        return torch.ops.mkldnn._linear_pointwise(h.contiguous(), weight.contiguous(), bias, "none", [], "")
-    return F.linear(h, weight, bias)
-
-
 class _Linear(Function):
-    """``h Wᵀ + b`` by :func:`product`, and its gradients."""
+    """``h Wᵀ + b`` by :mod:`torchdfa.ops.dense`, and its gradients."""
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(h, weight)
         ctx.biased = bias is not None
-        return product(h.flatten(0, -2), weight, bias).view(*h.shape[:-1], -1)
+        return dense.linear(h.flatten(0, -2), weight, bias).view(*h.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (e,) = (g.flatten(0, -2) for g in grad_outputs)
         h, weight = ctx.saved_tensors
-        down = product(e, weight.T).view(h.shape) if ctx.needs_input_grad[0] else None
-        return down, product(e.T, h.flatten(0, -2).T), e.sum(0) if ctx.biased else None
+        down = dense.through(e, weight).view(h.shape) if ctx.needs_input_grad[0] else None
+        return down, dense.linear(e.T, h.flatten(0, -2).T), e.sum(0) if ctx.biased else None
 
 
 def linear(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return ``h Wᵀ + b``, shape (..., out), for h (..., in), by the fastest product there is."""
-    if h.device.type == "cpu" and _ONEDNN and h.dtype == weight.dtype == torch.float32:
-        if not (torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()):
-            return _Linear.apply(h, weight, bias)
+    if dense.faster(h.flatten(0, -2), weight) and not torch.is_autocast_enabled("cpu"):
+        return _Linear.apply(h, weight, bias)
     return F.linear(h, weight, bias)
 
 
@@ -117,7 +107,7 @@ class _Known(Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (e,) = (g.flatten(0, -2) for g in grad_outputs)
         (h,) = ctx.saved_tensors
-        return None, product(e.T, h.flatten(0, -2).to(e.dtype).T), e.sum(0) if ctx.biased else None, None
+        return None, dense.linear(e.T, h.flatten(0, -2).to(e.dtype).T), e.sum(0) if ctx.biased else None, None
 
 
 def cut_steps(w: Weights, sums: Tensor, state: State, *, first: bool) -> tuple[Tensor, Tensor | None]:
@@ -142,7 +132,7 @@ def cut_steps(w: Weights, sums: Tensor, state: State, *, first: bool) -> tuple[T
         now, cell = h, c
         for x in sums.unbind():
             entering.append(now)
-            across.append(product(now, matrix, bias))
+            across.append(dense.linear(now, matrix, bias))
             now, cell = _STEP[w.kind](x, across[-1], now, cell)
     if first:
         gates = _Known.apply(torch.stack(entering), w.across, w.across_bias, torch.stack(across))
@@ -215,8 +205,6 @@ def _rnn_run(squash: Callable[[Tensor], Tensor]) -> Callable[..., tuple[Tensor, 
 _STEP = {"lstm": _lstm_step, "gru": _gru_step, "tanh": _rnn_step(torch.tanh), "relu": _rnn_step(torch.relu)}
 _RUN = {"lstm": _lstm_run, "gru": _gru_run, "tanh": _rnn_run(torch.tanh), "relu": _rnn_run(torch.relu)}
 
-
-_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 # What runs one layer and direction: suffix, inputs (T, N, I), state, and after how many steps an LSTM's c is asked for;
 # to the outputs (T, N, H), and these c.

@@ -39,6 +39,7 @@ class AccuracyConfig:
         train_size: Images of CIFAR-10.
         trunk_epochs: Passes that train the trunk.
         data_root: Where data sets lie.
+        methods: Of learning.
     """
 
     data: Data = "digits"

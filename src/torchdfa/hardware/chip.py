@@ -13,7 +13,7 @@ import yaml
 from torchdfa.hardware.cacti import sram_picojoules
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Chip:
     """What ``torchdfa.hardware.step`` needs of a chip.
 
@@ -71,21 +71,21 @@ def load_chip(name: str | Path) -> Chip:
         low, middle, high = (8.0 * x for x in fields["dram"]["pj_per_bit"])
         per_byte = sram.get("pj_per_byte") or sram_picojoules(float(sram["kib"]), int(fields["nanometres"]))
         chip = Chip(
-            Path(name).stem,
-            " ".join(fields["about"].split()),
-            float(fields["clock_mhz"]),
-            int(fields["mac"]["rows"]),
-            int(fields["mac"]["columns"]),
-            int(direct["terms"]),
-            int(direct["lanes"]),
-            int(fields["update"]["lanes"]),
-            {k: float(fields["bytes"][k]) for k in ("activation", "error", "weight", "velocity", "feedback")},
-            int(sram["kib"] * 1024),
-            float(per_byte),
-            (low, middle, high),
-            float(fields["dram"]["bytes_per_cycle"]),
-            {k: float(fields["picojoules"][k]) for k in ("mac", "add", "sign_bit", "weight_update")},
-            " ".join(fields["energies_from"].split()),
+            name=Path(name).stem,
+            about=" ".join(fields["about"].split()),
+            megahertz=float(fields["clock_mhz"]),
+            rows=int(fields["mac"]["rows"]),
+            columns=int(fields["mac"]["columns"]),
+            terms=int(direct["terms"]),
+            lanes=int(direct["lanes"]),
+            update_lanes=int(fields["update"]["lanes"]),
+            bytes={k: float(fields["bytes"][k]) for k in ("activation", "error", "weight", "velocity", "feedback")},
+            sram_bytes=int(sram["kib"] * 1024),
+            sram_pj=float(per_byte),
+            dram_pj=(low, middle, high),
+            dram_bandwidth=float(fields["dram"]["bytes_per_cycle"]),
+            pj={k: float(fields["picojoules"][k]) for k in ("mac", "add", "sign_bit", "weight_update")},
+            sources=" ".join(fields["energies_from"].split()),
         )
         _demand_sound(chip)
         return chip

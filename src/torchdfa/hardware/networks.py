@@ -15,6 +15,7 @@ from torchdfa.hardware.rows import Stepped
 from torchdfa.hardware.step import StepCost, step
 from torchdfa.models import VGG16
 from torchdfa.rules import Rule
+from torchdfa.structure import CONVOLUTIONS
 
 
 def _fc(*widths: int) -> nn.Module:
@@ -77,7 +78,7 @@ def steps(
 ) -> Iterator[tuple[StepCost, list[Stepped]]]:
     """Yield the cost of a step under each rule, and its rows; rules for convolutions only where there are some."""
     model, x = load_network(name, batch)
-    convolutional = any(isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) for m in model.modules())
+    convolutional = any(isinstance(m, CONVOLUTIONS) for m in model.modules())
     for label in rules:
         if label not in RULES:
             raise ValueError(f"no rule {label!r}: {', '.join(map(repr, RULES))}.")

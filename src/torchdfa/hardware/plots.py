@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from torchdfa.experiments.drawing import blank, save
 from torchdfa.hardware.comparison import PAPER, Fetch, Saving, core_saving
 from torchdfa.hardware.designs import CORES
 from torchdfa.hardware.rows import Measured, Stepped
 from torchdfa.hardware.step import PHASES
-from torchdfa.training.checkpoint import write_atomically
 
 _GREY, _BLUE, _RED, _GREEN, _GOLD = "#8a8f98", "#2f6db3", "#c2483d", "#3c8d5a", "#c99a2e"
 _STREAM_COLORS = (_GREY, "#b7bcc4", _BLUE, _RED, _GOLD)
@@ -22,20 +22,17 @@ _PHASE_COLORS = dict(zip(PHASES, (_GREY, _RED, _BLUE, _GOLD), strict=True))
 
 def _draw(path: Path, width: float, height: float, panels: int, fill: Callable[[Any], None]) -> None:
     import matplotlib.style
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
     # ZigZag, which the cross-checks import, sets fonts for the whole process.
     with matplotlib.style.context("default"):
-        figure = Figure(figsize=(width, height), layout="constrained", dpi=130)
-        FigureCanvasAgg(figure)
+        figure = blank(width, height, 130)
         axes = figure.subplots(1, panels, squeeze=False)[0]
         for one in axes:
             one.grid(axis="y", alpha=0.25)
             one.set_axisbelow(True)
             one.spines[["top", "right"]].set_visible(False)
         fill(axes if panels > 1 else axes[0])
-        write_atomically(path, lambda file: figure.savefig(file, format="png"))
+        save(figure, path)
 
 
 def plot_energy(path: Path, measured: Sequence[Measured], title: str) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import re
-import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
+from torchdfa.experiments.markdown import spread
 from torchdfa.experiments.markdown import table as markdown
+from torchdfa.files import write_text
 from torchdfa.hardware import plots, rows
 from torchdfa.hardware.chip import load_chip
 from torchdfa.hardware.comparison import PAPER, fetches, savings
@@ -17,7 +18,6 @@ from torchdfa.hardware.designs import DESIGNS
 from torchdfa.hardware.networks import NETWORKS
 from torchdfa.hardware.rows import Check, Crosschecked, Measured, Stepped, Synthesised, Trained
 from torchdfa.hardware.step import PHASES
-from torchdfa.training.checkpoint import write_atomically
 
 _STREAMS = {
     "uniform": "errors and weights of 16 random bits",
@@ -78,8 +78,8 @@ def write_report(folder: Path) -> list[Path]:
     text += ["## Limits", "", *(f"- {line}" for line in _LIMITS), ""]
     text += ["## How", "", f"- {_versions()}", "- Rows: the CSV files beside this page.", ""]
     source = "\n".join(text)
-    write_atomically(folder / "report.md", lambda file: file.write(source.encode()))
-    write_atomically(folder / "report.html", lambda file: file.write(_html(source, folder).encode()))
+    write_text(folder / "report.md", source)
+    write_text(folder / "report.html", _html(source, folder))
     return [folder / "report.md", folder / "report.html", *written]
 
 
@@ -121,8 +121,8 @@ def _heads(checks: Sequence[Check], trained: Sequence[Trained]) -> Iterator[str]
                 t.seed: t.test_top1 for t in trained if (t.data, t.method, t.arithmetic) == (data, method, "float64")
             }
             gaps = [t.test_top1 - by_seed[t.seed] for t in own if t.seed in by_seed]
-            gap = "" if arithmetic == "float64" or not gaps else _spread(gaps, "+.2f")
-            tests, trains = _spread([t.test_top1 for t in own]), _spread([t.train_top1 for t in own])
+            gap = "" if arithmetic == "float64" or not gaps else spread(gaps, "+.2f")
+            tests, trains = spread([t.test_top1 for t in own]), spread([t.train_top1 for t in own])
             settings = f"{own[0].epochs} epochs, rate {own[0].lr:g}, {len(own)} seeds"
             lines.append((data, method, arithmetic, tests, gap, trains, settings))
         head = ("data", "method", "arithmetic", "test top-1 %", "to float64", "train top-1 %", "settings")
@@ -336,10 +336,6 @@ def _crosschecks(found: Sequence[Crosschecked]) -> list[str]:
         for c in found
     ]
     return markdown(("figure", "tool", "ours", "theirs", "ratio"), lines)
-
-
-def _spread(values: Sequence[float], form: str = ".2f") -> str:
-    return f"{statistics.fmean(values):{form}}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def _versions() -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from torchdfa.training.checkpoint import write_atomically
+from torchdfa.files import write_csv
 
 Row = TypeVar("Row")
 
@@ -206,14 +205,10 @@ class Crosschecked:
 
 def write(path: Path, kind: type[Row], rows: Iterable[Row]) -> None:
     """Write rows as CSV, all at once."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [f.name for f in fields(kind)], lineterminator="\n")  # type: ignore[arg-type]
-    writer.writeheader()
-    for row in rows:
-        found = asdict(row)  # type: ignore[call-overload]
-        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in found.items()})
+    plain = (asdict(row) for row in rows)  # type: ignore[call-overload]
+    shown = ({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in plain)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: file.write(text.getvalue().encode()))
+    write_csv(path, [f.name for f in fields(kind)], shown)  # type: ignore[arg-type]
 
 
 def read(path: Path, kind: type[Row]) -> list[Row]:

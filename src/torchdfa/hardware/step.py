@@ -24,6 +24,8 @@ from torchdfa.feedback import BinaryFeedback, Feedback, SeededFeedback
 from torchdfa.hardware.chip import Chip, load_chip
 from torchdfa.hardware.schedule import Task, period
 from torchdfa.rules import Rule
+from torchdfa.structure import CUTTABLE
+from torchdfa.table import align
 
 Phase = Literal["forward", "error", "gradient", "update"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
@@ -31,7 +33,7 @@ Range = tuple[float, float, float]
 _SUM_BYTES = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cost:
     """What a phase of a layer takes.
 
@@ -55,12 +57,12 @@ class Cost:
     layer: str
     phase: Phase
     unit: str
-    macs: float
-    adds: float
+    macs: float = 0.0
+    adds: float = 0.0
     sram_bytes: float
     dram_bytes: float
-    feedback_bytes: float
-    generated_bits: float
+    feedback_bytes: float = 0.0
+    generated_bits: float = 0.0
     compute_pj: float
     sram_pj: float
     dram_pj: Range
@@ -115,13 +117,8 @@ class StepCost:
         names = ("macs", "adds", "dram_bytes", "feedback_bytes")
         energies = (f"{x / 1e6:.3g}" for x in self.picojoules())
         lines.append(("total", "", "", *(f"{self.total(n):,.0f}" for n in names), *energies, f"{self.period:,.0f}"))
-        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-        text = [
-            "  ".join(c.ljust(w) if i < 3 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
-            for line in lines
-        ]
-        text.append(f"pipelined: {self.pipelined:,.0f} cycles a step, {self.period / self.pipelined:.2f} × as fast")
-        return "\n".join(line.rstrip() for line in text)
+        faster = self.period / self.pipelined
+        return f"{align(lines, left=3)}\npipelined: {self.pipelined:,.0f} cycles a step, {faster:.2f} × as fast"
 
 
 def step(
@@ -228,9 +225,7 @@ def _layers(model: nn.Module, batch: Tensor) -> list[_Layer]:
         return hook
 
     handles = [
-        m.register_forward_hook(note(n), with_kwargs=True)
-        for n, m in model.named_modules()
-        if isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))
+        m.register_forward_hook(note(n), with_kwargs=True) for n, m in model.named_modules() if isinstance(m, CUTTABLE)
     ]
     training = model.training
     try:
@@ -314,19 +309,16 @@ def _product(chip: Chip, layer: str, phase: Phase, g: _Gemm) -> Cost:
     sram = g.macs * size * (1 / chip.columns + 1 / chip.rows) + g.written + dram
     cycles = g.groups * math.ceil(g.m / chip.columns) * math.ceil(g.n / chip.rows) * g.k
     return Cost(
-        layer,
-        phase,
-        "mac",
-        g.macs,
-        0.0,
-        sram,
-        dram,
-        0.0,
-        0.0,
-        g.macs * chip.pj["mac"],
-        sram * chip.sram_pj,
-        _range(chip, dram),
-        max(cycles, dram / chip.dram_bandwidth),
+        layer=layer,
+        phase=phase,
+        unit="mac",
+        macs=g.macs,
+        sram_bytes=sram,
+        dram_bytes=dram,
+        compute_pj=g.macs * chip.pj["mac"],
+        sram_pj=sram * chip.sram_pj,
+        dram_pj=_range(chip, dram),
+        cycles=max(cycles, dram / chip.dram_bandwidth),
     )
 
 
@@ -353,19 +345,18 @@ def _direct(places: _Places, layer: _Layer, feedback: Feedback, stored: bool | N
     sram = error + fetched * passes + written + dram
     cycles = passes * math.ceil(k / chip.terms) * h
     return Cost(
-        layer.name,
-        "error",
-        "direct",
-        0.0,
-        terms,
-        sram,
-        dram,
-        fetched,
-        generated,
-        terms * chip.pj["add"] + generated * chip.pj["sign_bit"],
-        sram * chip.sram_pj,
-        _range(chip, dram),
-        max(cycles, dram / chip.dram_bandwidth),
+        layer=layer.name,
+        phase="error",
+        unit="direct",
+        adds=terms,
+        sram_bytes=sram,
+        dram_bytes=dram,
+        feedback_bytes=fetched,
+        generated_bits=generated,
+        compute_pj=terms * chip.pj["add"] + generated * chip.pj["sign_bit"],
+        sram_pj=sram * chip.sram_pj,
+        dram_pj=_range(chip, dram),
+        cycles=max(cycles, dram / chip.dram_bandwidth),
         direct=True,
     )
 
@@ -374,19 +365,16 @@ def _update(chip: Chip, layer: _Layer) -> Cost:
     weights = layer.inner * layer.outputs
     dram = weights * 2 * (chip.bytes["weight"] + chip.bytes["velocity"])
     return Cost(
-        layer.name,
-        "update",
-        "update",
-        2.0 * weights,
-        0.0,
-        dram,
-        dram,
-        0.0,
-        0.0,
-        weights * chip.pj["weight_update"],
-        dram * chip.sram_pj,
-        _range(chip, dram),
-        max(weights / chip.update_lanes, dram / chip.dram_bandwidth),
+        layer=layer.name,
+        phase="update",
+        unit="update",
+        macs=2.0 * weights,
+        sram_bytes=dram,
+        dram_bytes=dram,
+        compute_pj=weights * chip.pj["weight_update"],
+        sram_pj=dram * chip.sram_pj,
+        dram_pj=_range(chip, dram),
+        cycles=max(weights / chip.update_lanes, dram / chip.dram_bandwidth),
     )
 
 

@@ -13,11 +13,11 @@ from torch import nn
 
 import torchdfa
 from torchdfa.convert import conversion_of, is_converted
+from torchdfa.files import write_atomically
 from torchdfa.hooks import cut_of
 from torchdfa.online.head import OnlineHead
 from torchdfa.online.layers import build, describe
 from torchdfa.rules import Rule
-from torchdfa.training.checkpoint import write_atomically
 
 FORMAT = 1
 

@@ -16,9 +16,9 @@ from torchdfa.convert import conversion_of, convert, is_converted, revert
 from torchdfa.feedback import Feedback
 from torchdfa.hooks import cut_of
 from torchdfa.online.layers import Activation, build_network, read_layers
-from torchdfa.online.linear import linear, through
 from torchdfa.online.update import gradient_norm, update_bias
 from torchdfa.ops import sgd_update
+from torchdfa.ops.dense import linear, through
 from torchdfa.rules import Rule
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from torchdfa.structure.base import CUTTABLE, LAYERS, RECURRENT, Structure, undisturbed
+from torchdfa.structure.base import CONVOLUTIONS, CUTTABLE, LAYERS, RECURRENT, Structure, call, undisturbed
 from torchdfa.structure.outputs import pick, put
 from torchdfa.structure.parts import Part, find_parts
-from torchdfa.structure.path import CONVOLUTIONS, Paths
+from torchdfa.structure.path import Paths
 from torchdfa.structure.run import inputs_of, run_structure
 from torchdfa.structure.trace import UntraceableError, trace_structure
 
@@ -22,6 +22,7 @@ __all__ = [
     "Part",
     "Paths",
     "Structure",
+    "call",
     "find_parts",
     "inputs_of",
     "pick",

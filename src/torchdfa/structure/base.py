@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from torchdfa.feedback.init import NoProductError
 
-CUTTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CUTTABLE = (nn.Linear, *CONVOLUTIONS)
 RECURRENT = (nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell)
 LAYERS = (*CUTTABLE, *RECURRENT)
 
@@ -62,6 +64,13 @@ class Structure:
         for weight in rest:
             result = result @ weight
         return result
+
+
+def call(model: nn.Module, example: Any) -> Any:
+    """Call a model on an example: a tensor, a tuple of arguments or a dict of keyword arguments."""
+    if isinstance(example, Mapping):
+        return model(**example)
+    return model(*(example if isinstance(example, (tuple, list)) else (example,)))
 
 
 @contextmanager

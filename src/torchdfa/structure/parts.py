@@ -10,8 +10,8 @@ from functools import cached_property
 
 from torch import nn
 
-from torchdfa.structure.base import RECURRENT
-from torchdfa.structure.path import CONVOLUTIONS, PASSING, Paths
+from torchdfa.structure.base import CONVOLUTIONS, RECURRENT
+from torchdfa.structure.path import PASSING, Paths
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 

@@ -13,9 +13,17 @@ from torch.nn import functional as F
 
 from torchdfa.feedback.conv import Conv, Geometry, Upsample
 from torchdfa.feedback.init import NoProductError
-from torchdfa.structure.trace import MOVING_MODULES, SQUASHES, SQUASHING_MODULES, Reader, UntraceableError, trace
+from torchdfa.structure.base import CONVOLUTIONS
+from torchdfa.structure.trace import (
+    MOVING_MODULES,
+    SQUASHES,
+    SQUASHING_MODULES,
+    Reader,
+    UntraceableError,
+    is_size,
+    trace,
+)
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # What leaves every position of a map where it is; eq. 7 of Han & Yoo 2019 ignores all of it.
 PASSING = (
     *SQUASHING_MODULES,
@@ -184,7 +192,7 @@ class Paths:
         steps: list[tuple[fx.Node, list[fx.Node], Callable[..., Tensor]]] = []
         channels = layer.in_channels
         for node in reader.graph.nodes:
-            above = [p for p in node.all_input_nodes if p in found and not _is_shape(node)]
+            above = [p for p in node.all_input_nodes if p in found and not is_size(node)]
             if node is not start and not above:
                 continue
             if node.op == "output":
@@ -211,15 +219,11 @@ class Paths:
                 found[node] = below
                 steps.append((node, above, _sum if "sub" not in call else _difference))
             else:
-                what = (
-                    f"{reader.name(node)!r} is a {type(module).__name__}"
-                    if module is not None
-                    else f"{node.name!r} lies between"
-                )
                 raise NoProductError(
                     f"feedback to {shown!r}, a {type(layer).__name__}, is a convolution that stands for what leads to "
-                    f"its module's output; but {what}, which no convolution stands for. Choose modules=, parts of the "
-                    "network of convolutions, norms, activations, pooling and sums alone; or give this one BP."
+                    f"its module's output; but {reader.described(node)}, which no convolution stands for. Choose "
+                    "modules=, parts of the network of convolutions, norms, activations, pooling and sums alone; or "
+                    "give this one BP."
                 )
         else:
             raise AssertionError("a graph has an output")
@@ -274,7 +278,3 @@ def _sum(*maps: Tensor) -> Tensor:
 
 def _difference(*maps: Tensor) -> Tensor:
     raise NoProductError("a difference of maps lies on the way, which nothing stands for.")
-
-
-def _is_shape(node: fx.Node) -> bool:
-    return node.op == "call_method" and node.target == "size"

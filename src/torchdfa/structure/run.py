@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
-from torchdfa.structure.base import LAYERS, Structure, undisturbed
+from torchdfa.structure.base import LAYERS, Structure, call, undisturbed
 from torchdfa.structure.outputs import behind_softmax, not_a_tensor, pick
 
 
@@ -122,10 +122,7 @@ def _run(model: nn.Module, example: Any, handles: Sequence[RemovableHandle]) -> 
             model.eval()
             for p in model.parameters():
                 p.requires_grad_(p.is_floating_point())
-            if isinstance(example, Mapping):
-                model(**example)
-            else:
-                model(*(example if isinstance(example, (tuple, list)) else (example,)))
+            call(model, example)
     finally:
         for handle in handles:
             handle.remove()

@@ -77,6 +77,11 @@ class Reader:
         """Return the module that a node calls."""
         return self.modules[str(node.target)] if node.op == "call_module" else None
 
+    def described(self, node: fx.Node) -> str:
+        """Say what a node is, where it stands in the way."""
+        module = self.module(node)
+        return f"{node.name!r} lies between" if module is None else f"{self.name(node)!r} is a {type(module).__name__}"
+
     def layers(self) -> Structure:
         """Return the order of the layers, and which of them depend on others."""
         learned, layered = self.learned(), self.learned(LAYERS)
@@ -146,12 +151,7 @@ class Reader:
                     )
                 chain.append(name)
             elif (operation := self.passing(node)) is None:
-                what = (
-                    f"{self.name(node)!r} is a {type(module).__name__}"
-                    if module is not None
-                    else f"{node.name!r} lies between"
-                )
-                return chain, what, squash
+                return chain, self.described(node), squash
             elif operation and not chain:
                 squash = operation
             tensors = self.tensors(node)
@@ -174,7 +174,7 @@ class Reader:
 
     def tensors(self, node: fx.Node) -> list[fx.Node]:
         """Return the inputs of an operation that carry data: no weights, no sizes as in ``x.view(x.size(0), -1)``."""
-        return [p for p in node.all_input_nodes if p.op != "get_attr" and not _is_size(p)]
+        return [p for p in node.all_input_nodes if p.op != "get_attr" and not is_size(p)]
 
     def learned(self, kinds: tuple[type[nn.Module], ...] = ()) -> set[fx.Node]:
         """Return the nodes whose value depends on a parameter, or, if kinds are given, on a module of these kinds."""
@@ -202,11 +202,12 @@ class Reader:
         return found
 
 
-def _is_size(value: Any) -> bool:
+def is_size(value: Any) -> bool:
+    """Tell whether a value in a graph is a tensor's size, or a part of it."""
     if not isinstance(value, fx.Node):
         return False
     if value.op == "call_method":
         return value.target == "size"
     if value.op == "call_function" and value.target is getattr:
         return "shape" in value.args
-    return value.op == "call_function" and value.target is operator.getitem and _is_size(value.args[0])
+    return value.op == "call_function" and value.target is operator.getitem and is_size(value.args[0])

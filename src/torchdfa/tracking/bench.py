@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from torchdfa.data.errors import DataError
 from torchdfa.data.sources import data_root
+from torchdfa.files import write_text
 from torchdfa.rules import BDFA, BP, DFA, Rule
 from torchdfa.tracking.backbones import load_trunk
 from torchdfa.tracking.config import TrackerConfig
@@ -29,7 +30,6 @@ from torchdfa.tracking.sequences import halves, load_sequences, read_boxes, writ
 from torchdfa.tracking.tracker import Tracker
 from torchdfa.tracking.video import read_image
 from torchdfa.training import to_dict
-from torchdfa.training.checkpoint import write_atomically
 
 
 @dataclass(frozen=True)
@@ -270,8 +270,7 @@ class Bench:
                     boxes.append(np.array(tracker.update(frame)[0]))
                 times.append(time.perf_counter() - started)
                 yield i + 1
-            text = "".join(f"{t:.6f}\n" for t in times)
-            write_atomically(times_file, lambda file: file.write(text.encode()))
+            write_text(times_file, "".join(f"{t:.6f}\n" for t in times))
             write_boxes(boxes_file, boxes)
         finally:
             lock.release()
@@ -286,7 +285,7 @@ class Bench:
             if path.read_text() != text:
                 raise DataError(f"{folder} holds results of other settings, see {path.name} there; give another --out.")
         else:
-            write_atomically(path, lambda file: file.write(text.encode()))
+            write_text(path, text)
 
     # ---------------------------------------------------------------------------------------------------------- reading
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from torchdfa.data.errors import DataError
+from torchdfa.files import write_atomically
 from torchdfa.tracking.backbones import Trunk, load_trunk
 from torchdfa.tracking.boxes import inside
 from torchdfa.tracking.config import TrackerConfig
@@ -23,12 +24,10 @@ from torchdfa.tracking.frames import FrameReader
 from torchdfa.tracking.head import BACKGROUND, TARGET, build_layers, read_head
 from torchdfa.tracking.memory import Cycle
 from torchdfa.tracking.region import Normal, look, view_of
-from torchdfa.tracking.samples import Spread, draw_overlapping
+from torchdfa.tracking.samples import POSITIVES, Spread, draw_overlapping
 from torchdfa.tracking.sequences import Sequence as Video
 from torchdfa.tracking.video import read_image
-from torchdfa.training.checkpoint import write_atomically
 
-_POSITIVES = Spread(kind="gaussian", shift=0.1, scale=1.3)
 _NEGATIVES = Spread(kind="uniform", shift=2.0, scale=1.5)
 
 
@@ -161,7 +160,7 @@ def _samples(config: PretrainConfig, trunk: Trunk, sequence: Video) -> tuple[Ten
         normal = normal or Normal(region.maps)
         region.maps = normal(region.maps)
         for found, count, spread, limits in (
-            (positives, config.positives, _POSITIVES, {"above": 0.7}),
+            (positives, config.positives, POSITIVES, {"above": 0.7}),
             (negatives, config.negatives, _NEGATIVES, {"below": 0.5}),
         ):
             boxes = draw_overlapping(box, count, spread, size, generator, **limits)

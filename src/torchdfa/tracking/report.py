@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import platform
@@ -16,6 +14,9 @@ import numpy as np
 import torch
 
 import torchdfa
+from torchdfa.experiments.drawing import blank, clear, save
+from torchdfa.experiments.markdown import spread, table
+from torchdfa.files import write_csv, write_text
 from torchdfa.tracking.bench import METHODS, Bench, Run
 from torchdfa.tracking.frames import FrameReader
 from torchdfa.tracking.peers import PEERS
@@ -23,7 +24,6 @@ from torchdfa.tracking.scores import DISTANCES, OVERLAPS, Score, mean
 from torchdfa.tracking.sequences import ATTRIBUTES
 from torchdfa.tracking.video import read_image
 from torchdfa.training import to_dict
-from torchdfa.training.checkpoint import write_atomically
 
 _COLOURS = {
     "BP 128": "#000000", "BP 64": "#8c8c8c", "DFA 128": "#0072b2", "DFA 64": "#56b4e9", "BDFA 128": "#009e73",
@@ -46,7 +46,7 @@ def write_report(bench: Bench) -> Path:
     if not runs:
         raise ValueError(f"{bench.out}: nothing is finished yet.")
     out = bench.out
-    _write(out / "results.csv", _table_of_runs(runs))
+    _write_runs(out / "results.csv", runs)
     _plot(runs, out / "plots.png")
     clip = _frames(bench, out / "frames.png")
     page = [
@@ -60,7 +60,7 @@ def write_report(bench: Bench) -> Path:
         *_differences(runs), *_sequences_table(runs), *_attributes_table(runs), *_search_tables(bench),
         "## Settings", "", f"{_machine()}", "", "```json", json.dumps(_settings(bench), indent=1), "```", "",
     ]  # fmt: skip
-    _write(out / "summary.md", "\n".join(page))
+    write_text(out / "summary.md", "\n".join(page))
     return out / "summary.md"
 
 
@@ -73,20 +73,19 @@ def by_seed(runs: Sequence[Run], method: str) -> list[Score]:
 
 
 def _methods_table(bench: Bench, runs: Sequence[Run]) -> list[str]:
-    lines = [
-        "| method | targets | seeds | AUC | P20 | frames/s | first frame, s | rates |",
-        "|---|---:|---:|---:|---:|---:|---:|---|",
-    ]
+    lines = []
     for name in _names(runs):
         own, scores = [r for r in runs if r.method == name], by_seed(runs, name)
         chosen = bench.chosen(name) if name not in PEERS else None
         shown = "" if name in PEERS else f"lr × {chosen.lr:g}, hidden × {chosen.hidden:g}" if chosen else "untuned"
         lines.append(
-            f"| {name} | {len({r.sequence for r in own})} | {len(scores)} | {_spread([s.auc for s in scores])} "
-            f"| {_spread([s.p20 for s in scores])} | {_mean(r.rate for r in own):.1f} "
-            f"| {_mean(r.first for r in own):.2f} | {shown} |"
+            (
+                *(name, str(len({r.sequence for r in own})), str(len(scores))),
+                *(_spread([s.auc for s in scores]), _spread([s.p20 for s in scores])),
+                *(f"{_mean(r.rate for r in own):.1f}", f"{_mean(r.first for r in own):.2f}", shown),
+            )
         )
-    return lines
+    return table(("method", "targets", "seeds", "AUC", "P20", "frames/s", "first frame, s", "rates"), lines)
 
 
 def _differences(runs: Sequence[Run]) -> list[str]:
@@ -109,11 +108,11 @@ def _differences(runs: Sequence[Run]) -> list[str]:
 
 def _sequences_table(runs: Sequence[Run]) -> list[str]:
     names = _names(runs)
-    lines = ["## AUC of each target", "", "| target | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
-    for sequence in sorted({r.sequence for r in runs}):
-        cells = [_spread([r.score.auc for r in runs if (r.sequence, r.method) == (sequence, n)]) for n in names]
-        lines.append(f"| {sequence} | " + " | ".join(cells) + " |")
-    return [*lines, ""]
+    lines = [
+        (s, *(_spread([r.score.auc for r in runs if (r.sequence, r.method) == (s, n)]) for n in names))
+        for s in sorted({r.sequence for r in runs})
+    ]
+    return ["## AUC of each target", "", *table(("target", *names), lines), ""]
 
 
 def _attributes_table(runs: Sequence[Run]) -> list[str]:
@@ -121,13 +120,12 @@ def _attributes_table(runs: Sequence[Run]) -> list[str]:
     if not there:
         return []
     names = _names(runs)
-    lines = ["## AUC by attribute", "", "| attribute | targets | " + " | ".join(names) + " |"]
-    lines.append("|---|---:|" + "---:|" * len(names))
+    lines = []
     for attribute in there:
         own = [r for r in runs if attribute in r.attributes]
-        cells = [_spread([s.auc for s in by_seed(own, n)]) for n in names]
-        lines.append(f"| {attribute} | {len({r.sequence for r in own})} | " + " | ".join(cells) + " |")
-    return [*lines, ""]
+        cells = (_spread([s.auc for s in by_seed(own, n)]) for n in names)
+        lines.append((attribute, str(len({r.sequence for r in own})), *cells))
+    return ["## AUC by attribute", "", *table(("attribute", "targets", *names), lines), ""]
 
 
 def _search_tables(bench: Bench) -> list[str]:
@@ -142,10 +140,7 @@ def _search_tables(bench: Bench) -> list[str]:
 
 
 def _plot(runs: Sequence[Run], path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure((10, 4.2), layout="constrained")
+    figure = blank(10, 4.2)
     axes = figure.subplots(1, 2)
     for name in _names(runs):
         scores = by_seed(runs, name)
@@ -159,16 +154,13 @@ def _plot(runs: Sequence[Run], path: Path) -> None:
     axes[1].set(xlabel="centre error, pixels", ylabel="precision", title="Precision, OPE [20 pixels]")
     axes[1].set(xlim=(0, 50), ylim=(0, 1))
     for axis in axes:
-        axis.grid(alpha=0.3)
+        clear(axis)
         axis.legend(fontsize=7)
-    FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=110)
+    save(figure, path)
 
 
 def _frames(bench: Bench, path: Path) -> bool:
     """Draw five frames of up to five targets with the boxes of one of our methods, of CSRT and of the annotation."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
     names = bench.config.names
@@ -183,8 +175,8 @@ def _frames(bench: Bench, path: Path) -> bool:
     for sequence, _ in tracks:
         height, width = read_image(sequence.frames[0]).shape[:2]
         heights.append(height / width)
-    figure = Figure((12, 12 / _COLUMNS * sum(heights) + 0.4))
-    FigureCanvasAgg(figure)
+    figure = blank(12, 12 / _COLUMNS * sum(heights) + 0.4, 100)
+    figure.set_layout_engine("none")  # the pictures have places of their own
     top, unit = 0.4 / figure.get_figheight(), 12 / _COLUMNS / figure.get_figheight()
     lines = [*((n, _COLOURS.get(n, "#009e73") if n != ours else "#20e020") for n in shown), ("annotated", "#ffffff")]
     for row, (sequence, boxes) in enumerate(tracks):
@@ -209,27 +201,20 @@ def _frames(bench: Bench, path: Path) -> bool:
     labels = [n for n, _ in lines]
     style = {"facecolor": "#404040", "labelcolor": "white", "edgecolor": "none", "fontsize": 9}
     figure.legend(handles, labels, loc="upper center", ncols=len(labels), **style)
-    figure.savefig(path, dpi=100)
+    save(figure, path)
     return True
 
 
-def _table_of_runs(runs: Sequence[Run]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("method", "seed", "sequence", "auc", "p20", "frames_per_second", "first_frame_seconds"))
-    for r in runs:
-        writer.writerow(
-            (
-                r.method,
-                r.seed,
-                r.sequence,
-                f"{r.score.auc:.6f}",
-                f"{r.score.p20:.6f}",
-                f"{r.rate:.3f}",
-                f"{r.first:.3f}",
-            )
+def _write_runs(path: Path, runs: Sequence[Run]) -> None:
+    fields = ("method", "seed", "sequence", "auc", "p20", "frames_per_second", "first_frame_seconds")
+    found = (
+        (
+            *(r.method, r.seed, r.sequence, f"{r.score.auc:.6f}", f"{r.score.p20:.6f}"),
+            *(f"{r.rate:.3f}", f"{r.first:.3f}"),
         )
-    return text.getvalue()
+        for r in runs
+    )
+    write_csv(path, fields, (dict(zip(fields, row, strict=True)) for row in found))
 
 
 def _settings(bench: Bench) -> dict[str, Any]:
@@ -249,9 +234,7 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 
 def _spread(values: Sequence[float]) -> str:
-    if not values:
-        return "–"
-    return f"{_mean(values):.3f}" + (f" ± {_deviation(values):.3f}" if len(values) > 1 else "")
+    return spread(values, ".3f") or "–"
 
 
 def _mean(values: Any) -> float:
@@ -261,7 +244,3 @@ def _mean(values: Any) -> float:
 
 def _deviation(values: Sequence[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def _write(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode()))

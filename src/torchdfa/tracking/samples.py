@@ -36,6 +36,10 @@ class Spread:
     aspect: float = 1.0
 
 
+# Of the target, of overlap 0.7 or more: the spread is that of MDNet's public Python version.
+POSITIVES = Spread(kind="gaussian", shift=0.1, scale=1.3)
+
+
 def draw(box: Tensor, count: int, spread: Spread, size: tuple[int, int], generator: torch.Generator) -> Tensor:
     """Draw ``count`` boxes around ``box`` (4,), shape (count, 4).
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from torchdfa.data.errors import DataError
 from torchdfa.data.sources import missing
-from torchdfa.training.checkpoint import write_atomically
+from torchdfa.files import write_text
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 _FIRST_PIXEL = np.array([1, 1, 0, 0])
@@ -115,8 +115,7 @@ def read_boxes(path: Path) -> NDArray[np.float64]:
 def write_boxes(path: Path, boxes: Items[Items[float]] | NDArray[np.float64]) -> None:
     """Write boxes as :func:`read_boxes` reads them, to the thousandth of a pixel."""
     table = np.array(boxes, dtype=float).reshape(-1, 4) + _FIRST_PIXEL
-    text = "".join(",".join(f"{n:.3f}" for n in row) + "\n" for row in table)
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_text(path, "".join(",".join(f"{n:.3f}" for n in row) + "\n" for row in table))
 
 
 def _folders(root: Path) -> list[Path]:

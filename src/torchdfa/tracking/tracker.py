@@ -19,10 +19,9 @@ from torchdfa.tracking.head import BACKGROUND, TARGET, build_head, rates, read_h
 from torchdfa.tracking.memory import Cycle, Memory
 from torchdfa.tracking.region import Normal, Region, look, view_of, whole_view
 from torchdfa.tracking.regression import BoxRegression
-from torchdfa.tracking.samples import Spread, draw, draw_overlapping
+from torchdfa.tracking.samples import POSITIVES, Spread, draw, draw_overlapping
 
 # How samples lie around the target; overlaps (IoU) are the paper's, spreads those of its public Python version.
-_POSITIVES = Spread(kind="gaussian", shift=0.1, scale=1.3)
 _FIRST_NEAR = Spread(kind="uniform", shift=1.0, scale=1.6)
 _FIRST_WHOLE = Spread(kind="whole", scale=1.6)
 _NEGATIVES = Spread(kind="uniform", shift=2.0, scale=1.3)
@@ -89,7 +88,7 @@ class Tracker:
         self._learnt: deque[float] = deque(maxlen=c.short_memory)
 
         regions = self._first_regions(image)
-        positives = self._pool_from(regions, self._overlapping(c.first_positives, _POSITIVES, above=0.7))
+        positives = self._pool_from(regions, self._overlapping(c.first_positives, POSITIVES, above=0.7))
         if not len(positives):  # of a target that is a few pixels wide
             positives = self._features(regions[0], self._box[None])
         near = self._overlapping(c.first_negatives // 2, _FIRST_NEAR, below=0.5)
@@ -191,7 +190,7 @@ class Tracker:
         if score > min(c.sure, usual / 3):
             self._learnt.append(score)
             self._remember(
-                self._features(region, self._overlapping(c.update_positives, _POSITIVES, above=0.7)),
+                self._features(region, self._overlapping(c.update_positives, POSITIVES, above=0.7)),
                 self._features(region, self._overlapping(c.update_negatives, _NEGATIVES, below=0.3)),
             )
             if self._count % c.long_every == 0:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import warnings
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 import torchdfa
+from torchdfa.files import write_atomically
 from torchdfa.training.config import TrainConfig, differences, to_dict
 from torchdfa.training.sealed import SealError, read_sealed, seal
 
@@ -25,28 +24,6 @@ _FREE = ("data_root",)
 
 class CheckpointError(ValueError):
     """A checkpoint can't be read, or belongs to another run; the message says which and why."""
-
-
-def write_atomically(path: Path, write: Any) -> None:
-    """Call ``write(file)`` on a new binary file that takes the place of ``path`` only when it is complete on disk.
-
-    Raises:
-        OSError: It can't be written (a full disk, a folder that is read-only); the error names ``path``, and what was
-            there is still there.
-    """
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(scratch, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    except OSError as error:
-        # An error of write() itself names no file.
-        raise type(error)(error.errno, error.strerror, str(path)) from error
-    finally:
-        with suppress(OSError):
-            scratch.unlink(missing_ok=True)
 
 
 def save_checkpoint(folder: Path, number: int, state: Mapping[str, Any], config: Mapping[str, Any], keep: int) -> Path:

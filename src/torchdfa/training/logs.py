@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torchdfa.training.checkpoint import write_atomically
+from torchdfa.files import write_csv
 
 
 @dataclass(frozen=True)
@@ -51,18 +49,9 @@ class EpochResult:
     trunk_ratio: float = math.nan
 
 
-def write_csv(path: Path, rows: Sequence[Any], fields: Sequence[str]) -> None:
-    """Write data classes as the rows of a CSV, replacing the file at once."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fields, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: _plain(v) for k, v in dataclasses.asdict(row).items()} for row in rows)
-    write_atomically(path, lambda file: file.write(text.getvalue().encode()))
-
-
 def write_history(folder: Path, history: Sequence[EpochResult]) -> None:
     """Write ``metrics.csv`` of a run, one row an epoch."""
-    write_csv(folder / "metrics.csv", history, [f.name for f in dataclasses.fields(EpochResult)])
+    _write(folder / "metrics.csv", EpochResult, history)
 
 
 @dataclass(frozen=True)
@@ -76,7 +65,12 @@ class Angle:
 
 def write_angles(folder: Path, angles: Sequence[Angle]) -> None:
     """Write ``angles.csv`` of a run."""
-    write_csv(folder / "angles.csv", angles, [f.name for f in dataclasses.fields(Angle)])
+    _write(folder / "angles.csv", Angle, angles)
+
+
+def _write(path: Path, kind: Any, rows: Sequence[Any]) -> None:
+    plain = ({k: _plain(v) for k, v in dataclasses.asdict(row).items()} for row in rows)
+    write_csv(path, [f.name for f in dataclasses.fields(kind)], plain)
 
 
 def _plain(value: Any) -> Any:

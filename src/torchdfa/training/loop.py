@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from torchdfa.data import TEXTS, Corpus, Dataset, load_any
+from torchdfa.files import write_text
 from torchdfa.training.checkpoint import (
     CheckpointError,
     demand_same,
     load_checkpoint,
     save_checkpoint,
     save_weights,
-    write_atomically,
 )
 from torchdfa.training.config import TrainConfig, to_dict
 from torchdfa.training.logs import Angle, EpochResult, Events, bar, write_angles, write_history
@@ -203,7 +203,7 @@ def _prepare(out: Path, config: Mapping[str, Any]) -> None:
     if not path.exists():
         out.mkdir(parents=True, exist_ok=True)
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(path, lambda file: file.write(text.encode()))
+        write_text(path, text)
 
 
 @contextmanager

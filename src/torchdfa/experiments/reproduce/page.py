@@ -18,9 +18,9 @@ from torchdfa.experiments.reproduce.config import ReproduceConfig
 from torchdfa.experiments.reproduce.experiment import Experiment, Reported
 from torchdfa.experiments.results import Results, Row, score
 from torchdfa.experiments.study import Line
+from torchdfa.files import write_text
 from torchdfa.language import GPT, LanguageModel, RecurrentLM
 from torchdfa.models import Network
-from torchdfa.training.checkpoint import write_atomically
 
 _STAND_INS = {
     "tiny-imagenet100-32": ", a 100-class stand-in for CIFAR-100",
@@ -149,7 +149,7 @@ def write_page(experiment: Experiment, folder: Path) -> list[Path]:
         text += ["## Search", "", "Every trial, those that lost too; the best first.", "", *table(head, searched), ""]
     figure = experiment.plot(folder, found, paper)
     paths = [folder / f"{experiment.name}.{kind}" for kind in ("md", "png", "svg")]
-    write_atomically(paths[0], lambda file: file.write("\n".join(text).encode()))
+    write_text(paths[0], "\n".join(text))
     for path in paths[1:]:
         save(figure, path)
     return paths
