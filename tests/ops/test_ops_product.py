@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
 import torchdfa as dfa
@@ -192,6 +193,21 @@ def test_derivatives_of_the_error():
     (gradient,) = torch.autograd.grad(both(e32, 20)[0].sum(), e32)
     torch.testing.assert_close(gradient.double(), (0.3 * signs(10, 20).sum(1)).expand(3, 10), rtol=1e-5, atol=1e-5)
     assert not both(torch.randn(3, 10), 20)[0].requires_grad
+
+
+def test_derivatives_forward():
+    e, tangent = torch.randn(2, 3, 10).unbind()
+    for i in range(2):
+        value, found = torch.func.jvp(lambda e, i=i: both(e, 20)[i], (e,), (tangent,))
+        torch.testing.assert_close(value, both(e, 20)[i])
+        torch.testing.assert_close(found, both(tangent, 20)[i])
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(e, tangent)
+            torch.testing.assert_close(forward_ad.unpack_dual(both(dual, 20)[i]).tangent, found)
+            assert forward_ad.unpack_dual(both(e, 20)[i]).tangent is None
+        wide = e.double().requires_grad_()
+        check = torch.autograd.gradcheck
+        assert check(lambda e, i=i: both(e, 20, SCALE.double())[i].square(), wide, check_forward_ad=True)
 
 
 def test_vmap_over_errors_and_over_everything():

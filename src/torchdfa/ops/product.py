@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from torchdfa.feedback import bits
@@ -48,7 +48,7 @@ def packed_product(e: Tensor, packed: Tensor, scale: Tensor, columns: int) -> Te
         ValueError: The shapes don't fit each other.
     """
     library = native.library
-    if library is not None and not _is_compiling():
+    if library is not None and forward_ad._current_level < 0 and not _is_compiling():
         out = library.packed(e, packed, scale, columns)
         if out is not None:
             return out
@@ -75,7 +75,7 @@ def seeded_product(e: Tensor, key: Tensor, scale: Tensor, columns: int) -> Tenso
         ValueError: ``e`` is no matrix.
     """
     library = native.library
-    if library is not None and not _is_compiling():
+    if library is not None and forward_ad._current_level < 0 and not _is_compiling():
         out = library.seeded(e, key, scale, columns)
         if out is not None:
             return out
@@ -87,7 +87,9 @@ def seeded_product(e: Tensor, key: Tensor, scale: Tensor, columns: int) -> Tenso
 
 
 def _derived(e: Tensor) -> bool:
-    return e.requires_grad and torch.is_grad_enabled() and not _is_compiling()
+    """Tell whether autograd may want a derivative, backward or forward, of a product that runs now."""
+    wanted = forward_ad._current_level >= 0 or (e.requires_grad and torch.is_grad_enabled())
+    return wanted and not _is_compiling()
 
 
 def _check(e: Tensor) -> None:
@@ -156,6 +158,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     e, source, scale, ctx.columns = inputs
     ctx.errors = e.shape[1]
     ctx.save_for_backward(source, scale)
+    ctx.save_for_forward(source, scale)
 
 
 def _packed_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -168,6 +171,14 @@ def _seeded_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     return _transposed(grads[0], bits.draw(key, ctx.errors, ctx.columns), scale, ctx.columns), None, None, None
 
 
+def _packed_forward(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
+    return packed_product(tangent, *ctx.saved_tensors, ctx.columns)
+
+
+def _seeded_forward(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
+    return seeded_product(tangent, *ctx.saved_tensors, ctx.columns)
+
+
 def _transposed(grad: Tensor, packed: Tensor, scale: Tensor, columns: int) -> Tensor:
     # Not bits.unpack: its table is a constant, which tracing for torch.compile refuses within a derivative.
     shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
@@ -176,21 +187,23 @@ def _transposed(grad: Tensor, packed: Tensor, scale: Tensor, columns: int) -> Te
 
 
 class _PackedProduct(Function):
-    """The operator for derivatives within torch.func, where an operator's own registration is not supported."""
+    """The operator for forward derivatives and those within torch.func, which an operator's registration lacks."""
 
     generate_vmap_rule = True
-    forward = staticmethod(packed_product)
+    forward = staticmethod(lambda e, packed, scale, columns: _packed_operator(e, packed, scale, columns))
     setup_context = staticmethod(_keep)
     backward = staticmethod(_packed_backward)
+    jvp = staticmethod(_packed_forward)
 
 
 class _SeededProduct(Function):
     """As above, for generated bits."""
 
     generate_vmap_rule = True
-    forward = staticmethod(seeded_product)
+    forward = staticmethod(lambda e, key, scale, columns: _seeded_operator(e, key, scale, columns))
     setup_context = staticmethod(_keep)
     backward = staticmethod(_seeded_backward)
+    jvp = staticmethod(_seeded_forward)
 
 
 # ---- torch.func.vmap
