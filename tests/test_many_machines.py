@@ -90,10 +90,11 @@ def work(rank, size, port, folder):
         for path in list_checkpoints(folder / "broken"):
             path.write_bytes(b"damaged")
     distributed.barrier()
-    try:
-        fit(PLAIN, folder / "broken", resume=True, **OPTIONS)
-    except (ProcessError, ValueError) as error:
-        found["broken"] = f"{type(error).__name__}: {error}"
+    for name, resume in (("broken", True), ("plain", False)):
+        try:
+            fit(PLAIN, folder / name, resume=resume, **OPTIONS)
+        except (ProcessError, ValueError, TrainingError) as error:
+            found[f"{name} stopped"] = f"{type(error).__name__}: {error}"
     # Feedback that starts apart is made equal once, and not sent again.
     torch.manual_seed(rank)
     model = dfa.convert(
@@ -168,11 +169,13 @@ def test_a_run_with_dropout_goes_on_bit_for_bit_on_every_process(ranks):
     """The second process's dropout goes on, too, though only the first one writes checkpoints."""
     results, folder = ranks
     assert results[0]["left"]
-    assert (folder / "parts" / "model.safetensors").read_bytes() == (
-        folder / "whole" / "model.safetensors"
-    ).read_bytes()
+    if len(results) == 2:
+        files = [folder / name / "model.safetensors" for name in ("parts", "whole")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+    # DDP's first step has other buckets than later ones, and three sums or more depend on their order.
+    near(weights(folder / "parts"), weights(folder / "whole"))
     for whole, parts in zip(results[0]["whole history"], results[0]["parts history"], strict=True):
-        assert parts == pytest.approx(whole, rel=1e-9)
+        assert parts == pytest.approx(whole, rel=1e-9 if len(results) == 2 else 1e-5)
 
 
 def test_checkpoints_go_on_with_another_number_of_processes(ranks, alone):
@@ -188,10 +191,14 @@ def test_sums_in_a_checkpoint_are_of_all_processes(ranks):
     assert (place["epoch"], place["step"], place["seen"]) == (1, 2, 100)
 
 
-def test_an_unreadable_checkpoint_stops_all(ranks):
+def test_what_the_first_process_can_not_use_stops_all(ranks):
     results, _ = ranks
-    assert "CheckpointError: can't resume" in results[0]["broken"]
-    assert all("the first process stopped: can't resume" in r["broken"] for r in results[1:])
+    for name, kind, text in (
+        ("broken", "CheckpointError", "can't resume"),
+        ("plain", "TrainingError", f"{ranks[1] / 'plain'} holds a run already"),
+    ):
+        assert results[0][f"{name} stopped"].startswith(f"{kind}: {text}")
+        assert all(f"ProcessError: the first process stopped: {text}" in r[f"{name} stopped"] for r in results[1:])
 
 
 def test_feedback_is_shared_once_and_not_sent_again(ranks):

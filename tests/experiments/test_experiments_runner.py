@@ -130,6 +130,16 @@ def test_finished_cells_are_not_run_again(here, tmp_path):
     assert not (tmp_path / "failures.log").exists()
 
 
+def test_what_a_finished_cell_left_is_removed(here, tmp_path):
+    one, other = cell(), cell(lr=0.02)
+    list(run_cells([one, other], tmp_path, here))
+    for c in (one, other):  # as where its process is killed between its rows and the end
+        (tmp_path / "partial" / c.key).mkdir()
+    with FileLock(tmp_path / "partial" / f"{other.key}.lock"):
+        list(run_cells([one, other], tmp_path, here))
+    assert [(tmp_path / "partial" / c.key).exists() for c in (one, other)] == [False, True]
+
+
 def test_equal_cells_are_run_once(here, tmp_path):
     assert len(list(run_cells([cell(), cell()], tmp_path, here))) == len(here.ran) == 1
 

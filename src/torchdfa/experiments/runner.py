@@ -100,6 +100,7 @@ def run_cells(cells: Sequence[Cell], folder: Path, workers: Workers) -> Iterator
         finished = results.read()
         for key in [k for k in waiting if k in finished]:
             failed.pop(key, None)  # another process has managed it
+            _clear(folder, key)
             yield waiting.pop(key), finished[key]
         idle = [k for k in waiting if k not in failed and k not in running.values()]
         if not idle and not running:
@@ -197,6 +198,14 @@ def _run(cell: Cell, folder: Path, accelerator: str) -> str:
             return problem
     except Timeout:
         return _ELSEWHERE
+
+
+def _clear(folder: Path, key: str) -> None:
+    """Remove what a finished cell has left, whose process was killed before it did."""
+    partial = folder / "partial" / key
+    if partial.is_dir():
+        with suppress(Timeout), FileLock(f"{partial}.lock", timeout=0):
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _log(folder: Path, cell: Cell) -> None:

@@ -172,11 +172,13 @@ def _seeded_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _packed_forward(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
-    return packed_product(tangent, *ctx.saved_tensors, ctx.columns)
+    packed, scale = ctx.saved_tensors
+    return packed_product(tangent, packed, scale, ctx.columns)
 
 
 def _seeded_forward(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
-    return seeded_product(tangent, *ctx.saved_tensors, ctx.columns)
+    key, scale = ctx.saved_tensors
+    return seeded_product(tangent, key, scale, ctx.columns)
 
 
 def _transposed(grad: Tensor, packed: Tensor, scale: Tensor, columns: int) -> Tensor:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import distributed, nn
 
 from torchdfa.data import TEXTS, Corpus, Dataset, load_any
 from torchdfa.files import write_text
@@ -26,7 +26,7 @@ from torchdfa.training.checkpoint import (
 from torchdfa.training.config import TrainConfig, to_dict
 from torchdfa.training.logs import Angle, EpochResult, Events, bar, write_angles, write_history
 from torchdfa.training.material import precision_of
-from torchdfa.training.processes import Strategy, alone_in, from_first, make_fabric, model_state
+from torchdfa.training.processes import Strategy, alone_in, from_first, is_first, make_fabric, model_state
 from torchdfa.training.run import Run, TrainingError
 
 if TYPE_CHECKING:
@@ -102,14 +102,23 @@ def fit(
     dataset = dataset if dataset is not None else load_any(config.data, config.data_root)
     plain_config = to_dict(config)
     precision = precision_of(config, dataset)
-    if out is not None:
+    # Where processes have met already, the first one may have begun when another comes here.
+    met = distributed.is_available() and distributed.is_initialized()
+    if not met:
         # Before other processes start, so that none of them is left waiting for this one.
         _demand_fits(out, plain_config, resume)
     with alone_in(out):
-        if out is not None:
-            _demand_fits(out, plain_config, resume)  # another one may have begun, and ended, in between
+        problem = None
+        try:
+            if is_first() or not met:
+                _demand_fits(out, plain_config, resume)  # another one may have begun, and ended, in between
+        except (TrainingError, CheckpointError) as error:
+            if not met:
+                raise
+            problem = error
         fabric = make_fabric(accelerator, devices, precision, strategy)
         fabric.launch()
+        from_first(fabric, None, problem)
         folder = out if fabric.is_global_zero else None  # only the first process writes
         if folder is not None:
             _prepare(folder, plain_config)
@@ -181,10 +190,9 @@ def describe(result: EpochResult, config: TrainConfig) -> str:
     return f"epoch {result.epoch}/{config.epochs}: {', '.join(said)}, {speed}"
 
 
-def _demand_fits(out: Path, config: Mapping[str, Any], resume: bool) -> None:
+def _demand_fits(out: Path | None, config: Mapping[str, Any], resume: bool) -> None:
     """Refuse a folder that holds a run, unless that is to be resumed and has the same settings."""
-    path = out / "config.json"
-    if not path.exists():
+    if out is None or not (path := out / "config.json").exists():
         return
     if not resume:
         raise TrainingError(f"{out} holds a run already. Go on with --resume {out}, or choose another --out.")
