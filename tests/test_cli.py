@@ -270,6 +270,25 @@ def test_mistakes_are_explained(call, arguments, expected):
     assert "error: " in err
 
 
+@pytest.mark.parametrize("command, settings, expected", [
+    ("train", {"epochs": None}, "epochs is null, expected int"),
+    ("train", {"rule": None}, "rule is null"),
+    ("train", {"model": {"class_path": "MLP", "init_args": {"norm": None}}}, "model.norm is null, expected bool"),
+    ("train", {"rule": {"*": {"class_path": "BDFA", "init_args": {"center": None}}}}, "rule['*'].center is null"),
+    ("compare", {"lrs": None}, "lrs is null, expected tuple[float, ...]"),
+    ("track-bench", {"tracker": {"crop": None}}, "tracker.crop is null, expected int"),
+])  # fmt: skip
+def test_null_is_no_setting(call, tmp_path, command, settings, expected):
+    (tmp_path / "run.json").write_text(json.dumps(settings))
+    status, _, err = call(command, "--config", str(tmp_path / "run.json"))
+    assert status == 2 and f"error: {expected}" in err and "Traceback" not in err
+
+
+def test_null_is_a_setting_where_it_means_something(parsed, tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps({"clip": None, "train_size": None}))
+    assert parsed("train", "--config", str(tmp_path / "run.json"))[0] == TrainConfig()
+
+
 @pytest.mark.parametrize("missing", ["jsonargparse", "sklearn.datasets"])
 def test_a_missing_package_says_what_to_install(call, monkeypatch, missing):
     monkeypatch.setitem(sys.modules, missing, None)

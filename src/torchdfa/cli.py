@@ -69,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     from jsonargparse import ArgumentParser, set_parsing_settings
 
+    from torchdfa.arguments import demand_set, formatter
     from torchdfa.data import DataError
     from torchdfa.experiments import EXPERIMENTS, CellError, CompareConfig, ReproduceConfig
     from torchdfa.language import LanguageModel
@@ -85,7 +86,7 @@ def _run(arguments: list[str]) -> int:
         description="Train networks by sending the output error directly to each layer. Words in options may be joined "
         "by - or by _.",
         epilog=_EPILOG,
-        formatter_class=_formatter(),
+        formatter_class=formatter(),
         version=torchdfa.__version__,
     )
     commands = parser.add_subcommands(dest="command")
@@ -159,6 +160,7 @@ def _run(arguments: list[str]) -> int:
     }[command]
     defaults = its_parser.get_defaults().as_dict()
     try:
+        demand_set(kind, parsed[command].as_dict())
         options = {**defaults, **parser.instantiate(parsed)[command].as_dict()}
         given = {f.name: options.pop(f.name) for f in dataclasses.fields(kind) if f.name in parsed[command]}
         options = {name: value for name, value in options.items() if name not in kind.__dataclass_fields__}
@@ -331,14 +333,3 @@ def _dated(command: str, data: str) -> str:
 def _fail(text: str, command: str = "") -> int:
     print(f"torchdfa {command}".strip() + f": error: {text}", file=sys.stderr)
     return 2
-
-
-def _formatter() -> Any:
-    import argparse
-
-    from jsonargparse import DefaultHelpFormatter
-
-    class Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-        """jsonargparse's help, with the examples as they are written."""
-
-    return Formatter

@@ -151,23 +151,18 @@ class ReportConfig:
 
 def main(arguments: Sequence[str]) -> int:
     """Run ``torchdfa hardware`` with the arguments behind it, and return its exit status."""
-    from jsonargparse import ArgumentParser, DefaultHelpFormatter
+    from jsonargparse import ArgumentParser
 
+    from torchdfa.arguments import demand_set, formatter
     from torchdfa.data import DataError
     from torchdfa.hardware.cacti import CactiError
     from torchdfa.hardware.synthesis import ToolError
-
-    class Formatter(DefaultHelpFormatter):
-        """jsonargparse's help, with the examples as they are written."""
-
-        def _fill_text(self, text: str, width: int, indent: str) -> str:
-            return text if text == _EPILOG else super()._fill_text(text, width, indent)
 
     parser = ArgumentParser(
         prog="torchdfa hardware",
         description="The direct error propagation accelerator: verified, synthesised, measured.",
         epilog=_EPILOG,
-        formatter_class=Formatter,
+        formatter_class=formatter(),
     )
     commands = parser.add_subcommands(dest="command")
     runs: dict[str, tuple[type, Callable[[Any], int]]] = {
@@ -188,8 +183,9 @@ def main(arguments: Sequence[str]) -> int:
         parser.print_help()
         return 0
     kind, run = runs[parsed.command]
-    values = parser.instantiate(parsed)[parsed.command].as_dict()
     try:
+        demand_set(kind, parsed[parsed.command].as_dict())
+        values = parser.instantiate(parsed)[parsed.command].as_dict()
         return run(kind(**{f.name: values[f.name] for f in dataclasses.fields(kind)}))
     except KeyboardInterrupt:
         return 130
