@@ -1,20 +1,16 @@
-"""Module-wise rules: time and memory of a training step, and error-propagation cost, over back-propagation's.
+"""Module-wise rules: time of a training step, and error-propagation cost, over back-propagation's.
 
     python benchmarks/modules.py [--seconds 25] [--json FILE]
 
-One process for each workload's times, interleaved, one thread, medians of CPU time; a process of its own for each peak
-of memory. The peer is plain PyTorch back-propagation on the same network.
+All rules of a workload take turns in one process, one thread, medians of CPU time. The peer is plain PyTorch
+back-propagation on the same network. Memory is measured by memory.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import os
 import platform
-import resource
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,7 +98,6 @@ PROMISES = {
     ("LSTM 2 x 650, 35 steps, batch 20, bf16", "HybridDFA chunk=8"): 0.80,
     ("LSTM 2 x 650, 35 steps, batch 20, bf16", "ModuleDFA chunk=8"): 0.80,
 }
-MEMORY_PROMISE = 1.0
 
 
 def main() -> None:
@@ -117,8 +112,6 @@ def main() -> None:
     results: dict[str, dict[str, dict[str, float]]] = {}
     for name in (name for name in WORKLOADS if options.only in name):
         results[name] = measure(name, options.seconds)
-    if not options.only or "memory" in options.only:
-        results["memory"] = memory()
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n")
 
@@ -170,45 +163,6 @@ def training_step(model: nn.Module, x: torch.Tensor, bf16: bool) -> Callable[[],
         optimizer.step()
 
     return step
-
-
-def peak(name: str) -> int:
-    """Return the rise of resident memory, in bytes, over five training steps of VGG-16."""
-    import psutil
-
-    torch.set_num_threads(1)
-    build, make, rules, _ = WORKLOADS["VGG-16-BN, batch 100, float32"]
-    x = make()
-    # A first small step loads the kernels' code, a first conversion what it takes to compose kernels.
-    small = dfa.convert(VGG16(width=0.1).build((3, 32, 32), 10), dfa.HybridDFA())
-    training_step(small, x[:4], False)()
-    before = psutil.Process().memory_info().rss
-    model = build()
-    if rules[name] is not None:
-        dfa.convert(model, rules[name])
-    step = training_step(model, x, False)
-    for _ in range(5):
-        step()
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-
-
-def memory() -> dict[str, dict[str, float]]:
-    """Measure the peaks three times, in turn; print and return medians and ratios."""
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # blocks that are freed go back to the system at once
-    names = [name for name in CONVOLUTIONAL if "groups=1" not in name]
-    found: dict[str, list[int]] = {name: [] for name in names}
-    context = multiprocessing.get_context("spawn")
-    for _ in range(3):
-        for name in names:
-            with context.Pool(1) as pool:
-                found[name].append(pool.apply(peak, (name,)))
-    medians = {name: statistics.median(values) for name, values in found.items()}
-    print("\nVGG-16-BN, batch 100, float32: peak memory of a training step")
-    for name, value in medians.items():
-        missed = " (missed)" if value / medians["BP"] > MEMORY_PROMISE + 0.005 else ""
-        note = f"   wanted ≤ {MEMORY_PROMISE}{missed}" if name != "BP" else ""
-        print(f"  {name:26} {value / 2**20:8.0f} MiB   {value / medians['BP']:.3f} × BP{note}")
-    return {name: {"MiB": value / 2**20, "memory": value / medians["BP"]} for name, value in medians.items()}
 
 
 if __name__ == "__main__":
