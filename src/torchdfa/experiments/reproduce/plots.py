@@ -23,10 +23,32 @@ COLORS_OF_GROUPS = ("#0072b2", "#d55e00", "#cc79a7")
 
 
 def dots(folder: Path, found: Sequence[Standing], paper: Reported) -> Any:
-    """Draw every row's seeds, their mean, and the paper's figure."""
+    """Draw every row's seeds and their mean; where the paper has figures, the differences beside the paper's."""
     shown = [s for s in found if s.whole]
-    figure = blank(8, 0.36 * len(shown) + 1.6)
-    _draw_dots(figure.subplots(), shown, paper, _title(found))
+    height = 0.36 * len(shown) + 1.6
+    if not (paper and shown):
+        figure = blank(8, height)
+        _draw_dots(figure.subplots(), shown, _title(found))
+        return figure
+    figure = blank(11, height)
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2), sharey=True)
+    _draw_dots(left, shown, _title(found))
+    # Networks, images and epochs are the paper's own there: what can be compared is what a row adds.
+    for y, s in enumerate(shown):
+        other = next((o for o in shown if o.name == s.line.against), None)
+        apart = [] if other is None else s.behind(other)
+        if apart:
+            right.plot(apart, [y] * len(apart), "o", color="#0072b2", alpha=0.45, ms=5)
+            right.plot(stats.fmean(apart), y, "|", color="#0072b2", ms=16, mew=2.5)
+        if other is not None and s.name in paper and other.name in paper:
+            right.plot(paper[s.name][0] - paper[other.name][0], y, "x", color="#d55e00", ms=7)
+    right.plot([], [], "o", color="#0072b2", alpha=0.45, ms=5, label="a seed, paired")
+    right.plot([], [], "x", color="#d55e00", ms=7, label="the paper's")
+    right.axvline(0, color="#000000", lw=0.8)
+    right.set(xlabel="points above the row it is compared with", title="what a row adds")
+    clear(right)
+    right.tick_params(left=False)
+    right.legend(frameon=False, fontsize=8)
     return figure
 
 
@@ -35,7 +57,7 @@ def dots_and_costs(folder: Path, found: Sequence[Standing], paper: Reported) -> 
     shown = [s for s in found if s.whole]
     figure = blank(12, max(4.2, 0.36 * len(shown) + 1.6))
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    _draw_dots(left, shown, paper, _title(found))
+    _draw_dots(left, shown, _title(found))
     falls = bool(shown) and shown[0].measure.falls
     by_name = {s.name: s for s in shown}
     groups = list(dict.fromkeys(s.line.against or s.name for s in shown))
@@ -70,7 +92,7 @@ def dots_and_costs(folder: Path, found: Sequence[Standing], paper: Reported) -> 
     return figure
 
 
-def _draw_dots(axes: Any, shown: Sequence[Standing], paper: Reported, title: str) -> None:
+def _draw_dots(axes: Any, shown: Sequence[Standing], title: str) -> None:
     if not shown:
         axes.set_title(title)
         axes.text(0.5, 0.5, "no final run so far: the search goes on", ha="center", transform=axes.transAxes)
@@ -78,11 +100,9 @@ def _draw_dots(axes: Any, shown: Sequence[Standing], paper: Reported, title: str
         return
     for y, s in enumerate(shown):
         values = [s.measure.of(run[-1], "test") for run in s.whole]
-        labels = ("a seed", "mean", "paper") if y == 0 else (None,) * 3
+        labels = ("a seed", "mean") if y == 0 else (None,) * 2
         axes.plot(values, [y] * len(values), "o", color="#0072b2", alpha=0.45, ms=5, label=labels[0])
         axes.plot(stats.fmean(values), y, "|", color="#0072b2", ms=16, mew=2.5, label=labels[1])
-        if s.name in paper:
-            axes.plot(paper[s.name][0], y, "x", color="#d55e00", ms=7, label=labels[2])
         other = next((o for o in shown if o.name == s.line.against), s)
         # A mark where the row that this one is compared with has its mean.
         mean = stats.fmean(s.measure.of(run[-1], "test") for run in other.whole)
