@@ -195,6 +195,7 @@ def test_derivatives_of_the_error():
     assert not both(torch.randn(3, 10), 20)[0].requires_grad
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script.:FutureWarning")  # torch's own, of forward derivatives
 def test_derivatives_forward():
     e, tangent = torch.randn(2, 3, 10).unbind()
     for i in range(2):
