@@ -90,7 +90,7 @@ def test_every_page_of_the_repository_is_there(site):
         assert (site / name / "index.html").is_file(), name
     assert (site / "records" / "2026-11-22-stream" / "stream.png").is_file()
     home = (site / "index.html").read_text("utf-8")
-    assert 'src="records/2026-11-22-compare-cifar10-5000/curves.png"' in home
+    assert 'src="records/table1-cifar10-small/table1.png"' in home
 
 
 def test_docstrings_are_rendered(site):
