@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from scenes import SMALL
 
 import torchdfa as dfa
@@ -104,6 +105,41 @@ def test_tuning_tries_nine_settings_of_each_on_the_tuning_half(config, tmp_path,
     assert b.chosen("BDFA 128") == Trial(3.0, 100) and b.chosen("BP 128") == Trial(3.0, 0.3)
     assert {r.sequence for r in b.runs()} == {"Right"}  # chosen on Left
     assert "lr × 3, hidden × 100" in write_report(b).read_text()
+
+
+def test_rates_are_chosen_when_other_processes_trials_are_done(config, tmp_path, monkeypatch):
+    """The last trial lies with another process; it is waited for, then taken over when that dies."""
+
+    class Still:
+        def __init__(self, settings, trunk):
+            self.off = 0 if settings.rule.scale == 100 and settings.first_lr == 3 * SMALL["first_lr"] else 5
+
+        def init(self, frame, box):
+            self.box = np.array(box) + np.array([self.off, 0, 0, 0])
+
+        def update(self, frame):
+            return tuple(self.box), 1.0
+
+    monkeypatch.setattr(bench, "Tracker", Still)
+    b = Bench(replace(config, tune=True, methods=("BDFA 128",)), tmp_path)
+    folder = b._search_folder("BDFA 128", Trial(3.0, 100))
+    folder.mkdir(parents=True)
+    other = FileLock(folder / ".Left.lock")
+    other.acquire()
+    waited = []
+
+    def wait(seconds):
+        waited.append(seconds)
+        assert not (tmp_path / "BDFA-128").exists() and len(b.searched("BDFA 128")) == 8
+        if len(waited) == 2:
+            other.release()
+
+    monkeypatch.setattr(bench.time, "sleep", wait)
+    b.run()
+    assert len(waited) == 2 and b.chosen("BDFA 128") == Trial(3.0, 100)
+    assert (
+        json.loads((tmp_path / "BDFA-128" / "seed0" / "settings.json").read_text())["rule"]["init_args"]["scale"] == 100
+    )
 
 
 def test_strength_of_the_hidden_layers_is_their_rate_for_bp_and_the_feedbacks_size_for_bdfa():

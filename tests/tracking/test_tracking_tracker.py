@@ -126,10 +126,10 @@ def test_failures_widen_the_search_and_update_from_the_last_frames(trunk, small)
     assert tracker._shift == config.shift
 
 
-@pytest.mark.parametrize("odds, learns, moves", [(5.0, True, True), (2.0, False, True), (-2.0, False, False)])
+@pytest.mark.parametrize("odds, learns, moves", [(9.0, True, True), (6.0, False, True), (-2.0, False, False)])
 def test_a_doubtful_find_is_not_learnt_and_a_lost_target_is_waited_for(trunk, small, monkeypatch, odds, learns, moves):
     frames, boxes = scene(PATH[:2])
-    config = dataclasses.replace(small, sure=3.0, long_every=100)
+    config = dataclasses.replace(small, sure=0.5, long_every=100)
     tracker = Tracker(config, trunk=trunk)
     tracker.init(frames[0], boxes[0])
     monkeypatch.setattr(tracker._head, "logits", lambda x: torch.tensor([0.0, odds]).expand(len(x), 2))
@@ -148,12 +148,12 @@ def test_a_doubtful_find_is_not_learnt_and_a_lost_target_is_waited_for(trunk, sm
     assert pooled[-1 if not learns else -3] == (config.candidates if moves else round(config.candidates * 1.21))
 
 
-def test_a_head_that_was_never_sure_learns_all_the_same(trunk, small, monkeypatch):
+def test_a_head_that_scores_low_learns_all_the_same(trunk, small, monkeypatch):
     frames, boxes = scene(PATH[:2])
-    tracker = Tracker(dataclasses.replace(small, sure=3.0), trunk=trunk)
+    tracker = Tracker(dataclasses.replace(small, sure=0.5), trunk=trunk)
     tracker.init(frames[0], boxes[0])
     counts = []
-    for odds in (1.5, 0.6, 0.3, 0.4):  # the limits: 0, 1.5 / 3, 1.05 / 3, 1.05 / 3
+    for odds in (1.5, 0.8, 0.5, 0.6):  # the limits: 0, 1.5 / 2, 1.15 / 2, 1.15 / 2
         monkeypatch.setattr(tracker._head, "logits", lambda x, odds=odds: torch.tensor([0.0, odds]).expand(len(x), 2))
         before = len(tracker._memory.positives())
         tracker.update(frames[1])

@@ -99,6 +99,8 @@ METHODS: dict[str, Method] = {
 }
 FIGURE6 = ("BP 128", "BP 64", "BDFA 128", "BDFA 64", "BDFA unit 128")
 LEARNING_RATES = (0.3, 1.0, 3.0)
+# Seconds between looks at what other processes have finished.
+_POLL = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,13 +204,22 @@ class Bench:
         finals = ours * self.config.seeds + len(self.config.names) - ours
         total = searches * sum(len(s.frames) for s in self._tuning)
         total += finals * sum(len(s.frames) for s in self.sequences)
-        done = 0
-        for tuned in (False, True):
+
+        def work(tuned: bool, done: int) -> int:
             for folder, make, sequences in self._plan(tuned):
                 for sequence in sequences:
                     for i in self._follow(folder, make, sequence):
                         say(f"{folder.relative_to(self.out)} {sequence.name}", done + i, total)
                     done += len(sequence.frames)
+            return done
+
+        done = work(False, 0)
+        # Rates are chosen when every trial is scored: what other processes are at is waited for, or taken over.
+        while any(len(self.searched(name)) < len(self.trials(name)) for name in self._tuned_names()):
+            say("waiting for the trials of other processes", done, total)
+            time.sleep(_POLL)
+            work(False, 0)
+        work(True, done)
 
     def _plan(self, tuned: bool) -> Iterator[tuple[Path, Callable[[Video], Follows], list[Video]]]:
         """Yield the folders of runs, what makes their trackers, and their sequences: the search, then the rest.

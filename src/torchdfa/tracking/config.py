@@ -59,9 +59,9 @@ class TrackerConfig:
         widening: Of the search at each failure.
         scale: Largest change of size from frame to frame, as a factor.
         reach: From the target's middle to the end of the search region, over the mean of its width and height.
-        sure: Score above which the head learns what it has found, or a third of what the last frames scored where that
-            is less. Below, it learns once more from the last frames in which it was sure, as after a failure. MDNet's
-            is 0, so that it learns what hides the target.
+        sure: Share of the mean score of the last frames learnt, ``short_memory`` of them, above which the head learns
+            what it has found. Below, it learns once more from those frames, as after a failure. MDNet's is 0, so that
+            it learns what hides the target.
         wait: Search for a lost target around the place where it was found last, and with more candidates, as many more
             as the search is wider. MDNet's follows the best of the candidates, though none is good.
         regression_samples: From which the box regression learns in the first frame; 0: no regression.
@@ -80,7 +80,7 @@ class TrackerConfig:
     head: str | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     seed: int = 0
-    crop: int = 64
+    crop: int = 96
     padding: int = 0
     bins: int = 3
     hidden: tuple[int, ...] = (512, 512)
@@ -111,7 +111,7 @@ class TrackerConfig:
     widening: float = 1.1
     scale: float = 1.05
     reach: float = 2.75
-    sure: float = 3.0
+    sure: float = 0.5
     wait: bool = True
     regression_samples: int = 1000
     regression_alpha: float = 1000.0
@@ -128,7 +128,7 @@ class TrackerConfig:
             "update_lr": (0, large), "long_every": (1, large), "long_memory": (1, large),
             "short_memory": (1, self.long_memory), "candidates": (self.best, large), "best": (1, large),
             "shift": (0, self.shift_limit), "shift_limit": (0, self.reach), "widening": (1, 10), "scale": (1, 2),
-            "reach": (1, 10), "sure": (0, large), "regression_samples": (0, large), "regression_alpha": (0, large),
+            "reach": (1, 10), "sure": (0, 1), "regression_samples": (0, large), "regression_alpha": (0, large),
         }  # fmt: skip
         for name, (low, high) in ranges.items():
             value = getattr(self, name)

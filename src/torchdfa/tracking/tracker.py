@@ -185,9 +185,8 @@ class Tracker:
             if not c.wait:
                 self._box = seed
         self._count += 1
-        # A head that has seen few frames is never that sure: a third of what it has scored so far will do for it.
         usual = sum(self._learnt) / len(self._learnt) if self._learnt else 0.0
-        if score > min(c.sure, usual / 3):
+        if score > 0 and score >= c.sure * usual:
             self._learnt.append(score)
             self._remember(
                 self._features(region, self._overlapping(c.update_positives, POSITIVES, above=0.7)),
