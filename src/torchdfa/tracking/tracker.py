@@ -186,7 +186,7 @@ class Tracker:
                 self._box = seed
         self._count += 1
         usual = sum(self._learnt) / len(self._learnt) if self._learnt else 0.0
-        if score > 0 and score >= c.sure * usual:
+        if score > c.sure * usual:
             self._learnt.append(score)
             self._remember(
                 self._features(region, self._overlapping(c.update_positives, POSITIVES, above=0.7)),

@@ -38,8 +38,7 @@ def dots(folder: Path, found: Sequence[Standing], paper: Reported) -> Any:
         other = next((o for o in shown if o.name == s.line.against), None)
         apart = [] if other is None else s.behind(other)
         if apart:
-            right.plot(apart, [y] * len(apart), "o", color="#0072b2", alpha=0.45, ms=5)
-            right.plot(stats.fmean(apart), y, "|", color="#0072b2", ms=16, mew=2.5)
+            _draw_seeds(right, y, apart)
         if other is not None and s.name in paper and other.name in paper:
             right.plot(paper[s.name][0] - paper[other.name][0], y, "x", color="#d55e00", ms=7)
     right.plot([], [], "o", color="#0072b2", alpha=0.45, ms=5, label="a seed, paired")
@@ -92,6 +91,13 @@ def dots_and_costs(folder: Path, found: Sequence[Standing], paper: Reported) -> 
     return figure
 
 
+def _draw_seeds(
+    axes: Any, y: float, values: Sequence[float], labels: tuple[str | None, str | None] = (None, None)
+) -> None:
+    axes.plot(values, [y] * len(values), "o", color="#0072b2", alpha=0.45, ms=5, label=labels[0])
+    axes.plot(stats.fmean(values), y, "|", color="#0072b2", ms=16, mew=2.5, label=labels[1])
+
+
 def _draw_dots(axes: Any, shown: Sequence[Standing], title: str) -> None:
     if not shown:
         axes.set_title(title)
@@ -100,9 +106,7 @@ def _draw_dots(axes: Any, shown: Sequence[Standing], title: str) -> None:
         return
     for y, s in enumerate(shown):
         values = [s.measure.of(run[-1], "test") for run in s.whole]
-        labels = ("a seed", "mean") if y == 0 else (None,) * 2
-        axes.plot(values, [y] * len(values), "o", color="#0072b2", alpha=0.45, ms=5, label=labels[0])
-        axes.plot(stats.fmean(values), y, "|", color="#0072b2", ms=16, mew=2.5, label=labels[1])
+        _draw_seeds(axes, y, values, ("a seed", "mean") if y == 0 else (None, None))
         other = next((o for o in shown if o.name == s.line.against), s)
         # A mark where the row that this one is compared with has its mean.
         mean = stats.fmean(s.measure.of(run[-1], "test") for run in other.whole)
