@@ -16,7 +16,9 @@ from cases import away, fingerprint, same
 from torchdfa.convert import conversion_of
 from torchdfa.feedback.time import TimeFeedback
 from torchdfa.functional import reference_broadcast
-from torchdfa.functional.recurrent import cut_steps, weights_of
+from torchdfa.functional.cut_runs import cut_runs
+from torchdfa.functional.recurrent import weights_of
+from torchdfa.ops import dense
 
 KINDS = {"rnn": nn.RNN, "relu": lambda *a, **k: nn.RNN(*a, nonlinearity="relu", **k), "lstm": nn.LSTM, "gru": nn.GRU}
 kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
@@ -164,6 +166,36 @@ def test_gradients_are_those_of_plain_autograd_step_by_step(kind, rule, double):
     torch.testing.assert_close(y, z)
     (z * e).sum().backward()
     same(found, {n: p.grad for n, p in net.named_parameters()} | {"state": state.grad})
+
+
+@kinds
+def test_large_float32_layers_learn_what_small_ones_do(kind):
+    """Where oneDNN takes the products, with the recurrent weights in an order of its own."""
+    torch.manual_seed(5)
+    net = nn.Sequential()
+    net.add_module("mix", kind(128, 160, 2))
+    dfa.convert(net, dfa.HybridDFA(chunk=3))
+    x, e = torch.randn(7, 96, 128), torch.randn(7, 96, 160)
+    assert dense.faster(x[0], net.mix.weight_hh_l0)
+    found = {}
+    for dtype in (torch.float32, torch.float64):
+        net.to(dtype).zero_grad()
+        y, _ = net.mix(x.to(dtype))
+        (y * e).sum().backward()
+        found[dtype] = {n: p.grad.double() for n, p in net.named_parameters()} | {"y": y.detach().double()}
+    same(found[torch.float32], found[torch.float64], rtol=1e-3, atol=1e-3)
+
+
+def test_outputs_may_be_changed_in_place():
+    net = nn.LSTM(3, 4)
+    dfa.convert(nn.Sequential(net), dfa.HybridDFA())
+    x, gradients = torch.randn(5, 2, 3), []
+    for double in (lambda t: t.mul_(2), lambda t: 2 * t):
+        net.zero_grad()
+        y, (h, c) = net(x)
+        sum(double(t).sum() for t in (y, h, c)).backward()
+        gradients.append({n: p.grad.clone() for n, p in net.named_parameters()})
+    same(*gradients)
 
 
 def test_a_small_rnn_by_hand(double):
@@ -427,11 +459,16 @@ def test_time_feedback_is_its_transpose(double):
         torch.testing.assert_close((through * e).sum(), (h * feedback.carry(e, h.shape)).sum())
 
 
-def test_cut_steps_give_torchs_values(double):
+def test_cut_runs_give_torchs_values(double):
     for make in (nn.LSTM, nn.GRU, nn.RNN):
         layer = make(3, 4)
         w = weights_of(layer, "_l0")
         x, h = torch.randn(5, 2, 3), torch.randn(2, 2, 4)
         expected = layer(x, (h[:1], h[1:]) if make is nn.LSTM else h[:1])[0]
-        y, _ = cut_steps(w, F.linear(x, w.inward, w.inward_bias), (h[0], h[1]), first=True)
-        torch.testing.assert_close(y, expected)
+        state, found = (h[0], h[1] if make is nn.LSTM else None), []
+        for run in cut_runs(w, x, state, 2):
+            y, after = run(state, live=False)
+            state = y[-1], None if after is None else after[-1]
+            found.append(y)
+        assert [len(y) for y in found] == [2, 2, 1]
+        torch.testing.assert_close(torch.cat(found), expected)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torchdfa.feedback import Feedback
 from torchdfa.feedback.time import Feedbacks, TimeFeedback
 from torchdfa.functional import broadcast
-from torchdfa.functional.recurrent import State, Weights, cut_steps, linear, live_steps, run_layers, weights_of
+from torchdfa.functional.cut_runs import cut_runs
+from torchdfa.functional.recurrent import State, Weights, live_steps, run_layers, weights_of
 from torchdfa.modular import ModuleRule
 from torchdfa.plans import Plan, Span
 from torchdfa.structure import pick, put
@@ -158,17 +159,17 @@ class _Unrolled(_Hook):
         time = feedbacks[f"time{suffix}"] if f"time{suffix}" in feedbacks else None
         inward = feedbacks[f"input{suffix}"] if f"input{suffix}" in feedbacks else None
         length, outputs, cells = self.chunk or len(x), [], []
-        for begin in range(0, len(x), length):
-            part = x[begin : begin + length]
-            entered = part if inward is None else part.detach()
-            entering = state[0]
-            first = isinstance(time, TimeFeedback) and time.steps != "inner"
-            if self.within:
-                y, after = cut_steps(w, linear(entered, w.inward, w.inward_bias), state, first=first)
+        first = isinstance(time, TimeFeedback) and time.steps != "inner"
+        entered = x if inward is None else x.detach()
+        runs = cut_runs(w, entered, state, length) if self.within else None
+        for k, (part, there) in enumerate(zip(x.split(length), entered.split(length), strict=True)):
+            begin, entering = k * length, state[0]
+            if runs is not None:
+                y, after = runs[k](state, live=not first)
                 cells += [after[stop - begin - 1] for stop in stops if after is not None and 0 < stop - begin <= len(y)]
                 cell = None if after is None else after[-1]
             else:
-                y, cell, inner = self.live(w, entered, (entering.detach(), state[1]), begin, stops)
+                y, cell, inner = self.live(w, there, (entering.detach(), state[1]), begin, stops)
                 cells += inner
             cuts = []
             if inward is not None and part.requires_grad:

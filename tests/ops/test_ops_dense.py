@@ -2,7 +2,7 @@
 
 import torch
 
-from torchdfa.ops.dense import faster, linear, through
+from torchdfa.ops.dense import faster, linear, pack, through
 
 
 def test_products_by_onednn_are_used_where_they_pay():
@@ -16,3 +16,12 @@ def test_products_by_onednn_are_used_where_they_pay():
     torch.testing.assert_close(linear(x, w, None), x @ w.T, rtol=1e-4, atol=1e-4)
     error = torch.randn(32, 260)
     torch.testing.assert_close(through(error, w), error @ w, rtol=1e-4, atol=1e-4)
+
+
+def test_a_packed_weight_gives_the_same_products():
+    x, w, b = torch.randn(32, 300), torch.randn(260, 300), torch.randn(260)
+    packed = pack(w, len(x))
+    assert packed.is_mkldnn
+    torch.testing.assert_close(linear(x, packed, b), x @ w.T + b, rtol=1e-4, atol=1e-4)
+    for batch, weight in ((7, w), (32, w.double())):
+        assert pack(weight, batch) is weight

@@ -1,8 +1,4 @@
-"""Recurrent layers whose states are cut where they enter the recurrent weights, a run of steps at a time.
-
-A state takes two ways into the next: through the recurrent matrix, and, in an LSTM's cell and a GRU's gate, entry by
-entry. The first is what back-propagation through time spends its products on, and what is cut. The second stays.
-"""
+"""Recurrent layers, one layer and direction at a time, and what a recurrent module does around them."""
 
 from __future__ import annotations
 
@@ -12,11 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
-
-from torchdfa.ops import dense
 
 State = tuple[Tensor, Tensor | None]
 
@@ -70,83 +63,6 @@ def suffixes(layer: nn.Module) -> list[list[str]]:
     return [[f"_l{i}{direction}" for direction in directions] for i in range(layer.num_layers)]
 
 
-class _Linear(Function):
-    """``h Wᵀ + b`` by :mod:`torchdfa.ops.dense`, and its gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(h, weight)
-        ctx.biased = bias is not None
-        return dense.linear(h.flatten(0, -2), weight, bias).view(*h.shape[:-1], -1)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (e,) = (g.flatten(0, -2) for g in grad_outputs)
-        h, weight = ctx.saved_tensors
-        down = dense.through(e, weight).view(h.shape) if ctx.needs_input_grad[0] else None
-        return down, dense.linear(e.T, h.flatten(0, -2).T), e.sum(0) if ctx.biased else None
-
-
-def linear(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return ``h Wᵀ + b``, shape (..., out), for h (..., in), by the fastest product there is."""
-    if dense.faster(h.flatten(0, -2), weight) and not torch.is_autocast_enabled("cpu"):
-        return _Linear.apply(h, weight, bias)
-    return F.linear(h, weight, bias)
-
-
-class _Known(Function):
-    """``h Wᵀ + b`` where the value is known already, and ``h`` gets no error."""
-
-    @staticmethod
-    def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor | None, value: Tensor) -> Tensor:
-        ctx.save_for_backward(h)
-        ctx.biased = bias is not None
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (e,) = (g.flatten(0, -2) for g in grad_outputs)
-        (h,) = ctx.saved_tensors
-        return None, dense.linear(e.T, h.flatten(0, -2).to(e.dtype).T), e.sum(0) if ctx.biased else None, None
-
-
-def cut_steps(w: Weights, sums: Tensor, state: State, *, first: bool) -> tuple[Tensor, Tensor | None]:
-    """Run steps whose states are cut where they enter the recurrent weights.
-
-    Args:
-        w: Weights.
-        sums: What the inputs add to the gates, shape (T, N, gates · H).
-        state: That enters the first step: h and, of an LSTM, c; shapes (N, H).
-        first: Whether the state that enters the first step is cut as well.
-
-    Returns:
-        The outputs, shape (T, N, H); and, of an LSTM, c after every step, of the same shape.
-    """
-    h, c = (None if s is None else s.to(sums.dtype) for s in state)
-    assert h is not None
-    with torch.no_grad(), torch.autocast(sums.device.type, enabled=False):
-        # The values, step by step; all that is learned from is done for all steps at once below.
-        matrix = w.across.to(sums.dtype)
-        bias = None if w.across_bias is None else w.across_bias.to(sums.dtype)
-        entering, across = [], []
-        now, cell = h, c
-        for x in sums.unbind():
-            entering.append(now)
-            across.append(dense.linear(now, matrix, bias))
-            now, cell = _STEP[w.kind](x, across[-1], now, cell)
-    if first:
-        gates = _Known.apply(torch.stack(entering), w.across, w.across_bias, torch.stack(across))
-    else:
-        live = F.linear(h, w.across, w.across_bias).unsqueeze(0)
-        known = (
-            [_Known.apply(torch.stack(entering[1:]), w.across, w.across_bias, torch.stack(across[1:]))]
-            if len(sums) > 1
-            else []
-        )
-        gates = torch.cat([live, *known])
-    return _RUN[w.kind](sums, gates, h, c)
-
-
 def live_steps(w: Weights, x: Tensor, state: State) -> tuple[Tensor, Tensor | None]:
     """Run steps as torch does, with back-propagation through time; c is that after the last step, (1, N, H)."""
     parameters = [p for p in (w.inward, w.across, w.inward_bias, w.across_bias) if p is not None]
@@ -157,53 +73,6 @@ def live_steps(w: Weights, x: Tensor, state: State) -> tuple[Tensor, Tensor | No
         return y, cell
     run = {"gru": torch.gru, "tanh": torch.rnn_tanh, "relu": torch.rnn_relu}[w.kind]
     return run(x, h, parameters, biased, 1, 0.0, True, False, False)[0], None  # type: ignore[call-overload]
-
-
-def _lstm_step(x: Tensor, across: Tensor, h: Tensor, c: Tensor | None) -> State:
-    assert c is not None
-    i, f, g, o = (x + across).chunk(4, -1)
-    c = torch.addcmul(i.sigmoid() * g.tanh(), f.sigmoid(), c)
-    return o.sigmoid() * c.tanh(), c
-
-
-def _gru_step(x: Tensor, across: Tensor, h: Tensor, c: Tensor | None) -> State:
-    (xr, xz, xn), (hr, hz, hn) = x.chunk(3, -1), across.chunk(3, -1)
-    n = (xn + (xr + hr).sigmoid() * hn).tanh()
-    return torch.lerp(n, h, (xz + hz).sigmoid()), None
-
-
-def _rnn_step(squash: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], State]:
-    return lambda x, across, h, c: (squash(x + across), None)
-
-
-def _lstm_run(x: Tensor, across: Tensor, h: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    assert c is not None
-    i, f, g, o = (x + across).chunk(4, -1)
-    new, f = i.sigmoid() * g.tanh(), f.sigmoid()
-    cells = []
-    for fresh, kept in zip(new.unbind(), f.unbind(), strict=True):
-        c = torch.addcmul(fresh, kept, c)
-        cells.append(c)
-    after = torch.stack(cells)
-    return o.sigmoid() * after.tanh(), after
-
-
-def _gru_run(x: Tensor, across: Tensor, h: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    (xr, xz, xn), (hr, hz, hn) = x.chunk(3, -1), across.chunk(3, -1)
-    n, z = (xn + (xr + hr).sigmoid() * hn).tanh(), (xz + hz).sigmoid()
-    states = []
-    for fresh, kept in zip(n.unbind(), z.unbind(), strict=True):
-        h = torch.lerp(fresh, h, kept)
-        states.append(h)
-    return torch.stack(states), None
-
-
-def _rnn_run(squash: Callable[[Tensor], Tensor]) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    return lambda x, across, h, c: (squash(x + across), None)
-
-
-_STEP = {"lstm": _lstm_step, "gru": _gru_step, "tanh": _rnn_step(torch.tanh), "relu": _rnn_step(torch.relu)}
-_RUN = {"lstm": _lstm_run, "gru": _gru_run, "tanh": _rnn_run(torch.tanh), "relu": _rnn_run(torch.relu)}
 
 
 # What runs one layer and direction: suffix, inputs (T, N, I), state, and after how many steps an LSTM's c is asked for;

@@ -33,6 +33,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
+def pack(weight: Tensor, batch: int) -> Tensor:
+    """Return a weight in oneDNN's own order, for many products with ``batch`` rows; as it is where that does not pay.
+
+    What is returned serves :func:`linear` alone.
+    """
+    x = weight.new_empty(()).expand(batch, weight.shape[1])
+    return torch.ops.mkldnn._reorder_linear_weight(weight, batch) if faster(x, weight) else weight
+
+
 def through(error: Tensor, weight: Tensor) -> Tensor:
     """Return ``Δ W``, shape (N, I), for errors of shape (N, O) and W of shape (O, I)."""
     return linear(error, weight.t()) if faster(error, weight) else error @ weight
