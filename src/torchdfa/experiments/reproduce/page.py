@@ -262,7 +262,8 @@ def _against(s: Standing, other: Standing | None) -> tuple[str, str]:
         return difference, ""
     from scipy.stats import ttest_rel
 
-    return difference, f"{ttest_rel([a for a, _ in pairs], [b for _, b in pairs]).pvalue:.3f}"
+    p = ttest_rel([a for a, _ in pairs], [b for _, b in pairs]).pvalue
+    return difference, f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
 def _epochs_to(s: Standing, other: Standing | None) -> str:
