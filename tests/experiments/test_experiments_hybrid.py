@@ -1,7 +1,10 @@
 """The experiments of module-wise rules: their rows, what errors cost, the aim, and a text from cell to page."""
 
 import math
+import runpy
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -177,3 +180,44 @@ def test_a_text_from_cell_to_page(tmp_path, monkeypatch):
     found = {s.name: s for s in standings(TRANSFORMER, tmp_path / "out")}
     assert found["HybridDFA, GPT"].values == [math.exp(r[-1].test_loss) for r in ended if r[0].method == rows[1]]
     assert "## The aim" in write_page(TRANSFORMER, tmp_path / "out")[0].read_text()
+
+
+def test_trials_of_another_length(tmp_path, monkeypatch):
+    seen = {}
+
+    def study(name, lines, *args, **kwargs):
+        seen.update({line.name: line.settings(Trial(0.1), 0, 9).epochs for line in lines})
+        return []
+
+    module = sys.modules[reproduce.__module__]
+    monkeypatch.setattr(module, "run_study", study)
+    monkeypatch.setattr(module, "load_any", lambda *_: None)
+    for epochs, expected in ((None, 4), (7, 7)):
+        reproduce(CNN, ReproduceConfig(trial_epochs=epochs, rows=("BP, VGG-16",)), tmp_path, progress=False)
+        assert seen == {"BP, VGG-16": expected}
+    with pytest.raises(ValueError, match="trial_epochs=0, expected 1 or more"):
+        ReproduceConfig(trial_epochs=0)
+
+
+def test_whether_short_trials_rank_as_whole_ones(tmp_path, monkeypatch, capsys):
+    example = Path(__file__).parents[2] / "examples" / "trial_length.py"
+    scores = {4: (10.0, 20.0, 30.0, 40.0), 8: (20.0, 15.0, 45.0, 42.0)}
+    text = {4: (3.0, 2.0, 4.0), 8: (2.0, 1.9, 5.0)}
+    for epochs in scores:
+        for data, line, values in (
+            ("cnn", lines_of(CNN, "cifar10")["BP, VGG-16"], [{"val_top1": v} for v in scores[epochs]]),
+            ("text", lines_of(RNN, "wikitext-2")["BP, LSTM"], [{"val_loss": v} for v in text[epochs]]),
+        ):
+            for lr, value in zip((0.01, 0.02, 0.05, 0.1), values, strict=False):
+                config = replace(line.settings(Trial(lr), 0, 9), epochs=epochs)
+                cell = Cell("e", line.name, "search", config, "small")
+                run = rows_of(cell, [epoch(epoch=i + 1, **value) for i in range(epochs)], "", 100)
+                Results(tmp_path / data / str(epochs) / "results.csv").add(run)
+    shown = []
+    for data in ("cnn", "text"):
+        monkeypatch.setattr("sys.argv", ["trial_length.py", *(str(tmp_path / data / n) for n in ("4", "8"))])
+        runpy.run_path(str(example), run_name="__main__")
+        shown.append([cell.strip() for cell in capsys.readouterr().out.splitlines()[-1].split("|")[1:-1]])
+    # Ranks 1 2 3 4 and 2 1 4 3: 1 - 6 · 4 / (4 · 15). The trial at 0.1 was chosen, that at 0.05 has 3 points more.
+    assert shown[0] == ["BP, VGG-16", "4", "4 and 8", "0.60", "0.1, decay 0.0005", "0.05, decay 0.0005", "3.00"]
+    assert shown[1][3:] == ["1.00", "0.02, decay 0", "0.02, decay 0", "0.00 %"]

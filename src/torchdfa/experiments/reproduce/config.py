@@ -46,6 +46,7 @@ class ReproduceConfig:
         data_root: Folder of all data. By default the environment variable TORCHDFA_DATA, then a cache folder.
         rows: Names of the rows to run; all by default.
         epochs: Passes, where not those of the scale.
+        trial_epochs: Passes of a trial, where not those of the experiment.
         seeds: Runs at the best trial, where not as many as the scale has.
         rates_from: Folder of a smaller run. Its best trials say where to search: medium takes half, once and twice the
             best learning rate, paper that rate alone, all other settings as found there.
@@ -63,6 +64,7 @@ class ReproduceConfig:
     data_root: str | None = None
     rows: tuple[str, ...] | None = None
     epochs: int | None = None
+    trial_epochs: int | None = None
     seeds: int | None = None
     rates_from: str | None = None
     reuse: str | None = None
@@ -75,7 +77,7 @@ class ReproduceConfig:
     def __post_init__(self) -> None:
         if self.scale not in SCALES:
             raise ValueError(f"scale={self.scale!r}, expected one of {', '.join(SCALES)}.")
-        for name in ("epochs", "seeds", "jobs"):
+        for name in ("epochs", "trial_epochs", "seeds", "jobs"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}, expected 1 or more.")

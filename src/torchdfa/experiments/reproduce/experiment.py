@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,6 +77,8 @@ def reproduce(experiment: Experiment, config: ReproduceConfig, out: Path, *, pro
     load_any(data, config.data_root)  # a missing data set shows here, not in a worker
     i, _, n = config.shard.partition("/")
     lines = [line for line in lines if config.rows is None or line.name in config.rows][int(i) :: int(n)]
+    if config.trial_epochs is not None:
+        lines = [replace(line, budget=replace(line.budget, trial_epochs=config.trial_epochs)) for line in lines]
     planned = sum(line.budget.runs for line in lines)
     crew = make_workers(config.jobs, config.accelerator, config.engine, config.job)
     with watch(progress, planned) as watcher, crew as workers:
