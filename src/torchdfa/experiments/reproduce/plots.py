@@ -58,6 +58,7 @@ def dots_and_costs(folder: Path, found: Sequence[Standing], paper: Reported) -> 
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     _draw_dots(left, shown, _title(found))
     falls = bool(shown) and shown[0].measure.falls
+    most = 60.0 if falls else 25.0
     by_name = {s.name: s for s in shown}
     groups = list(dict.fromkeys(s.line.against or s.name for s in shown))
     for i, s in enumerate(shown, 1):
@@ -67,14 +68,23 @@ def dots_and_costs(folder: Path, found: Sequence[Standing], paper: Reported) -> 
             continue
         color = COLORS_OF_GROUPS[groups.index(s.line.against or s.name) % len(COLORS_OF_GROUPS)]
         mean = stats.fmean(apart)
-        right.errorbar(
-            s.share, mean, stats.stdev(apart) if len(apart) > 1 else 0, fmt="o", color=color, ms=5, capsize=2
-        )
+        if abs(mean) > most:
+            # How far such a row is behind matters no more, and the others would be lost beside it.
+            right.plot(s.share, math.copysign(most, mean), "^" if falls else "v", color=color, ms=6, clip_on=False)
+            right.annotate(
+                f"{i}: {mean:+.0f}",
+                (s.share, math.copysign(most, mean)),
+                (7, -3),
+                textcoords="offset points",
+                fontsize=8,
+            )
+            continue
+        spread = stats.stdev(apart) if len(apart) > 1 else 0
+        right.errorbar(s.share, mean, spread, fmt="o", color=color, ms=5, capsize=2)
         right.annotate(str(i), (s.share, mean), (5, 4), textcoords="offset points", fontsize=8, color=color)
-    for group, color in zip(groups, COLORS_OF_GROUPS, strict=False):
-        right.plot([], [], "o", color=color, ms=5, label=f"compared with {group}")
-    # Beyond this, how far a row is behind matters no more, and the others would be lost beside it.
-    most = 60.0 if falls else 25.0
+    if len(groups) > 1:
+        for group, color in zip(groups, COLORS_OF_GROUPS, strict=False):
+            right.plot([], [], "o", color=color, ms=5, label=f"compared with {group}")
     low, high = right.get_ylim()
     right.set_ylim((low, min(high, most)) if falls else (max(low, -most), high))
     edge = right.get_ylim()[0 if falls else 1]
