@@ -4,7 +4,8 @@ python benchmarks/processes.py                  two processes, quarter-width VGG
 unshare -n sh -c 'ip link set lo up; python benchmarks/processes.py'       the same, and no one else's bytes are counted
 
 The peer is the same training step in one process on the whole batch, taken in turns with the two processes' in the same
-run; one thread a process. Prints the median over the rounds and the range.
+run; one thread a process. "Apart" are two processes that share nothing, each on its half of the batch: what the machine
+gives at most. Prints the median over the rounds and the range.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def work(rank: int, port: int, options: argparse.Namespace, out: str) -> None:
             torch.manual_seed(0)
             return dfa.convert(network.build(shape, 10), rule, example=x[:1])
 
-        single, both, plain = build(), build(), build()
+        single, both, plain, own = build(), build(), build(), build()
         share_feedback(both)
         wrapped, resent = DistributedDataParallel(both), DistributedDataParallel(plain)
         gradients = 4 * sum(p.numel() for p in both.parameters() if p.requires_grad)
@@ -76,7 +77,8 @@ def work(rank: int, port: int, options: argparse.Namespace, out: str) -> None:
             alone = timed(single, x, y, options.steps) if rank == 0 else 0.0
             distributed.barrier()
             together = timed(wrapped, x[rank::2], y[rank::2], options.steps)
-            times.append((alone, together))
+            distributed.barrier()
+            times.append((alone, together, timed(own, x[rank::2], y[rank::2], options.steps)))
         for kind, model in (("shared", wrapped), ("sent", resent)):
             timed(model, x[rank::2][:4], y[rank::2][:4], 2)
             distributed.barrier()
@@ -84,15 +86,16 @@ def work(rank: int, port: int, options: argparse.Namespace, out: str) -> None:
             timed(model, x[rank::2][:4], y[rank::2][:4], 4)
             distributed.barrier()
             wire[kind] = (loopback() - before) / 5
-        ratios = [a / b for a, b in times] if rank == 0 else [1.0]
+        ratios = [a / b for a, b, _ in times] if rank == 0 else [1.0]
         rows.append(
             {
                 "rule": name,
-                "one_ms": 1e3 * stats.median(a for a, _ in times),
-                "two_ms": 1e3 * stats.median(b for _, b in times),
+                "one_ms": 1e3 * stats.median(a for a, _, _ in times),
+                "two_ms": 1e3 * stats.median(b for _, b, _ in times),
                 "speedup": stats.median(ratios),
                 "lowest": min(ratios),
                 "highest": max(ratios),
+                "apart": stats.median(a / c for a, _, c in times),
                 "gradient_bytes": gradients,
                 "wire_bytes": wire["shared"],
                 "wire_bytes_without_share_feedback": wire["sent"],
@@ -121,12 +124,12 @@ def main() -> None:
     Path(out).unlink()
     print(f"{options.network}, batch {options.batch}, torch {torch.__version__}, one thread a process")
     print(
-        "rule   1 process  2 processes  speed-up (range)      bytes a step: gradients, on the wire, with feedback sent"
+        "rule   1 process  2 processes  speed-up (range)     apart  bytes a step: gradients, on the wire, feedback sent"
     )
     for r in rows:
         print(
             f"{r['rule']:5}  {r['one_ms']:6.0f} ms  {r['two_ms']:8.0f} ms  {r['speedup']:.2f} ({r['lowest']:.2f} to "
-            f"{r['highest']:.2f})  {r['gradient_bytes']:12,}  {r['wire_bytes']:12,.0f}  "
+            f"{r['highest']:.2f})  {r['apart']:.2f}  {r['gradient_bytes']:12,}  {r['wire_bytes']:12,.0f}  "
             f"{r['wire_bytes_without_share_feedback']:12,.0f}"
         )
     if options.json:
