@@ -9,6 +9,8 @@ that the interpreter and the libraries don't count.
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import multiprocessing
 import os
@@ -40,9 +42,15 @@ def peak(name: str) -> int:
 
     torch.set_num_threads(1)
     x, y = torch.randn(100, 3, 32, 32), torch.randint(0, 10, (100,))
-    # A first small step loads the kernels' code, a first conversion what it takes to compose kernels.
-    small = dfa.convert(VGG16(width=0.1).build((3, 32, 32), 10), dfa.HybridDFA())
-    training_step(small, x[:4], y[:4])()
+    # A first small step under each rule loads what code it takes to convert and to train.
+    for rule in RULES.values():
+        small = VGG16(width=0.125).build((3, 32, 32), 10)
+        if rule is not None:
+            dfa.convert(small, rule, example=x[:1])
+        training_step(small, x[:4], y[:4])()
+    del small
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what the small steps left is no one's
     before = psutil.Process().memory_info().rss
     model = VGG16().build((3, 32, 32), 10)
     rule = RULES[name]
