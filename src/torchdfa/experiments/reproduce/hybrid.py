@@ -13,7 +13,7 @@ from torchdfa.training import TrainConfig
 def hybrid_line(
     config: ReproduceConfig, train: TrainConfig, name: str, *, lrs: tuple[float, ...], validation: int
 ) -> Line:
-    """Return a row that is compared with back-propagation on the same network; its trials are of half length.
+    """Return a row that is compared with back-propagation on the same network.
 
     Args:
         config: The settings of the experiment.
@@ -27,7 +27,6 @@ def hybrid_line(
         lrs=lrs,
         more=2,
         validation=validation,
-        trial_epochs=max(1, train.epochs // 2),
         seeds=config.seeds or SCALES[config.scale].seeds,
     )
     against = f"BP, {name.rpartition(', ')[2]}"

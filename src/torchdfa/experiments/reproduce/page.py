@@ -159,9 +159,8 @@ def _settings(found: Sequence[Standing]) -> str:
     """Say what all runs have in common, and how they were chosen."""
     rows = [run[0] for s in found for run in (*s.finals.values(), *s.searched)]
     sizes = sorted({row.train_size for row in rows})
-    shorter = found[0].line.budget.trial_epochs is not None
-    epochs = sorted({row.epochs for row in rows if not (shorter and row.phase == "search")})
-    trials = sorted({row.epochs for row in rows if shorter and row.phase == "search"})
+    epochs = sorted({row.epochs for row in rows if row.phase == "final"} or {row.epochs for row in rows})
+    trials = sorted({row.epochs for row in rows if row.phase == "search"} - set(epochs))
     config = found[0].line.config
     momentum = f" with momentum {config.momentum:g}" if config.optimizer == "sgd" else ""
     clip = f", gradient norm at most {config.clip:g}" if config.clip is not None else ""
