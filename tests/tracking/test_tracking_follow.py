@@ -62,6 +62,17 @@ def test_a_folder_is_followed_and_written(folder, tmp_path, trunk, small):
     assert len(list(video.frames())) == 6 and video.rate == 25
 
 
+def test_a_folder_of_frames_as_otb_lays_it_out(tmp_path, monkeypatch):
+    frames = tmp_path / "Jogging" / "img"
+    frames.mkdir(parents=True)
+    cv2.imwrite(str(frames / "0001.png"), np.zeros((10, 12, 3), np.uint8))
+    (tmp_path / "Jogging" / "groundtruth_rect.txt").write_text("2,3,4,5\n")
+    monkeypatch.chdir(frames)
+    for folder in (frames, frames.parent, Path(".")):
+        source = open_source(str(folder))
+        assert (source.name, source.count, source.box) == ("Jogging", 1, (1.0, 2.0, 4.0, 5.0))
+
+
 def test_a_video_goes_round(tmp_path):
     frames, _ = scene(PATH, size=(95, 127))
     write_video(tmp_path / "v.mp4", frames)

@@ -54,9 +54,14 @@ def open_source(text: str) -> Source:
 
 
 class Folder(Source):
-    """Images of a folder, in the order of the numbers in their names; of its folder ``img`` if it has one."""
+    """Images of a folder, in the order of the numbers in their names.
+
+    A folder ``img`` and the one it lies in are one video, named after the latter, as OTB lays them out.
+    """
 
     def __init__(self, path: Path):
+        if path.resolve().name == "img":
+            path = path.resolve().parent
         self._files = list_images(path / "img" if (path / "img").is_dir() else path)
         if not self._files:
             raise DataError(f"{path}: found no images, expected .jpg, .png, .bmp, .tif or .webp files.")
