@@ -2,8 +2,8 @@
 
 Experiments may search with trials shorter than their last runs. Whether that is fair is measured by searching twice:
 
-    torchdfa reproduce hybrid-cnn --out runs/short
-    torchdfa reproduce hybrid-cnn --out runs/whole --trial-epochs 8 --seeds 1
+    torchdfa reproduce hybrid-cnn --out runs/short --trial-epochs 4 --seeds 1
+    torchdfa reproduce hybrid-cnn --out runs/whole
     python examples/trial_length.py runs/short runs/whole
 
 prints, for each row, how the scores of the trials that both searches have correlate, and what it costs to have chosen
@@ -31,9 +31,10 @@ def main() -> None:
     parser.add_argument("whole", type=Path, help="folder of the same experiment with whole ones")
     options = parser.parse_args()
     short, whole = searched(options.short), searched(options.whole)
-    rows = [compared(name, short[name], whole[name]) for name in whole if name in short]
+    both = (name for name in whole if len(whole[name].keys() & short.get(name, {}).keys()) > 1)
+    rows = [compared(name, short[name], whole[name]) for name in both]
     if not rows:
-        raise SystemExit(f"{options.short} and {options.whole} have no rows in common.")
+        raise SystemExit(f"{options.short} and {options.whole} have no row of which both hold two trials.")
     head = ("row", "trials", "epochs", "rank correlation", "best of the short", "best of the whole", "lost by it")
     print("\n".join(table(head, rows)))
 

@@ -472,3 +472,74 @@ def test_cut_runs_give_torchs_values(double):
             found.append(y)
         assert [len(y) for y in found] == [2, 2, 1]
         torch.testing.assert_close(torch.cat(found), expected)
+
+
+def test_second_derivatives_are_refused():
+    layer = dfa.convert(nn.Sequential(nn.LSTM(3, 4)), dfa.HybridDFA())[0]
+    x = torch.randn(5, 2, 3, requires_grad=True)
+    with pytest.raises(RuntimeError, match="create_graph=True"):
+        torch.autograd.grad(layer(x)[0].sum(), x, create_graph=True)
+
+
+def test_a_forward_of_its_own_is_refused():
+    class Doubled(nn.LSTM):
+        def forward(self, input, hx=None):
+            y, state = super().forward(input, hx)
+            return 2 * y, state
+
+    with pytest.raises(ValueError, match="is a Doubled with a forward of its own"):
+        dfa.convert(Doubled(3, 4), dfa.HybridDFA(), output=0, example=torch.randn(5, 2, 3))
+
+
+def test_arguments_are_checked_as_torch_does():
+    layer = dfa.convert(nn.Sequential(nn.GRU(3, 4, 2)), dfa.HybridDFA())[0]
+    x = torch.randn(5, 2, 3)
+    for shape in ((6, 2, 4), (2, 3, 4), (2, 2, 5)):
+        with pytest.raises(RuntimeError, match="Expected hidden size"):
+            layer(x, torch.zeros(shape))
+    with pytest.raises(ValueError, match=r"bfloat16 and the weights are torch\.float32"):
+        layer(x.bfloat16())
+    assert layer(x[:, :0])[0].shape == (5, 0, 4)
+    cell = dfa.convert(Loop(nn.LSTMCell), {"cell": dfa.ModuleDFA()}, example=torch.zeros(2, 1, 3)).cell
+    h, c = cell(torch.randn(2, 4), [torch.zeros(2, 6), torch.zeros(2, 6)])
+    assert h.shape == c.shape == (2, 6)
+
+
+def test_frozen_recurrent_weights_cost_no_products():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    def counted(frozen):
+        net = nn.LSTM(64, 64)
+        dfa.convert(nn.Sequential(net), dfa.HybridDFA())
+        for name in frozen:
+            getattr(net, name).requires_grad_(False)
+        loss = net(torch.randn(5, 4, 64))[0].sum()
+        with FlopCounterMode(display=False) as counter:
+            loss.backward()
+        return counter.get_total_flops()
+
+    whole, half = counted(()), counted(("weight_hh_l0",))
+    assert whole - half == 2 * (5 * 4) * 64 * 256
+
+
+def test_decay_is_as_precise_as_the_error(double):
+    net = nn.RNN(2, 3)
+    feedback = dfa.convert(nn.Sequential(net), dfa.HybridDFA(decay=0.7))[0].feedback["time_l0"]
+    e = torch.randn(4, 1, 3)
+    expected = sum(0.7**lag * e[1 + lag] for lag in range(3)) @ feedback.dense()
+    torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(feedback.carry(e, torch.Size((3, 1, 3)))[0], expected, rtol=1e-14, atol=1e-14)
+
+
+def test_costs_of_a_recurrent_layer_called_by_keyword():
+    class Named(nn.Module):
+        def __init__(self, keyword):
+            super().__init__()
+            self.stem, self.mix, self.keyword = nn.Linear(3, 4), nn.LSTM(4, 6), keyword
+
+        def forward(self, x):
+            x = self.stem(x)
+            return (self.mix(input=x) if self.keyword else self.mix(x))[0]
+
+    found = [dfa.costs(dfa.convert(Named(k), dfa.HybridDFA()), torch.randn(5, 2, 3)) for k in (True, False)]
+    assert found[0].products == found[1].products and found[0].bp_products == found[1].bp_products

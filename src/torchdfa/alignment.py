@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -57,7 +57,10 @@ def both_gradients(
         return dict(zip(parameters, found, strict=True))
 
     by_rule = gradients()
-    with backprop(model) if is_converted(model) else nullcontext():
+    with ExitStack() as stack:
+        for module in model.modules():  # it may wrap a converted model, or hold one
+            if is_converted(module):
+                stack.enter_context(backprop(module))
         return by_rule, gradients()
 
 

@@ -142,7 +142,12 @@ def conversion_of(model: nn.Module) -> Conversion:
 
 
 def _refuse(model: nn.Module) -> None:
-    wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel, torch.jit.ScriptModule)
+    if isinstance(model, nn.DataParallel):
+        raise ValueError(
+            "the model is wrapped in DataParallel, whose threads would share what a forward records; use "
+            "DistributedDataParallel: convert what is inside, then wrap it."
+        )
+    wrappers = (nn.parallel.DistributedDataParallel, torch.jit.ScriptModule)
     if isinstance(model, wrappers) or hasattr(model, "_orig_mod"):
         raise ValueError(f"the model is wrapped in {type(model).__name__}; convert what is inside, then wrap it.")
     for name, module in model.named_modules():
@@ -153,6 +158,13 @@ def _refuse(model: nn.Module) -> None:
             raise ValueError(f"{name!r} is lazy; run the model once, so that its weights have shapes.")
 
 
+def _own_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Return a module's own parameters, and what its parametrized ones are made of."""
+    found = list(module.named_parameters(recurse=False))
+    made = getattr(module, "parametrizations", None)
+    return found + ([] if made is None else list(made.named_parameters("parametrizations")))
+
+
 def _install(model: Model, rules: dict[str, Rule], plans: list[Plan]) -> Model:
     scopes = install(model, plans)
     modules = dict(model.named_modules())
@@ -160,7 +172,7 @@ def _install(model: Model, rules: dict[str, Rule], plans: list[Plan]) -> Model:
         (f"{name}.{p}".lstrip("."), value)
         for name, rule in rules.items()
         if rule.freezes
-        for p, value in modules[name].named_parameters(recurse=False)
+        for p, value in _own_parameters(modules[name])
     ]
     frozen = tuple(name for name, value in parameters if value.requires_grad)
     for _, value in parameters:

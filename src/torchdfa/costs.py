@@ -17,7 +17,7 @@ from torchdfa.feedback import Feedback
 from torchdfa.feedback.time import Feedbacks
 from torchdfa.functional.recurrent import suffixes, weights_of
 from torchdfa.structure import LAYERS, call, undisturbed
-from torchdfa.structure.base import RECURRENT
+from torchdfa.structure.base import RECURRENT, input_of
 from torchdfa.table import align
 
 
@@ -113,11 +113,11 @@ def costs(model: nn.Module, example: Any) -> Costs:
         return output
 
     def count(name: str, layer: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
-        h = arguments[0] if arguments else keywords["input"]
-        h = h.data if isinstance(h, PackedSequence) else h
+        given = input_of(name, arguments, keywords)
+        h = given.data if isinstance(given, PackedSequence) else given
         if isinstance(layer, RECURRENT):
             rule = conversion.rules.get(name)
-            found = _recurrent(layer, arguments[0], h, rule if _feedbacks(layer) else None)
+            found = _recurrent(layer, given, h, rule if _feedbacks(layer) else None)
             before = calls.get(name, (0, 0, 0, 0))
             calls[name] = before[0] + found[0], before[1] + found[1], before[2] + found[2], before[3] + found[3]
             return

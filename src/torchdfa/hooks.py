@@ -21,6 +21,7 @@ from torchdfa.functional.recurrent import State, Weights, live_steps, run_layers
 from torchdfa.modular import ModuleRule
 from torchdfa.plans import Plan, Span
 from torchdfa.structure import pick, put
+from torchdfa.structure.base import input_of
 
 Node = Callable[[Tensor, Sequence[Feedback], Sequence[Tensor]], Tensor]
 
@@ -71,7 +72,7 @@ class _Cut(_Hook):
         if not torch.is_grad_enabled():
             self.missed = scope.recording
             return None
-        h: Tensor = arguments[0] if arguments else keywords["input"]
+        h: Tensor = input_of(self.name, arguments, keywords)
         if not (scope.enabled and h.requires_grad):
             return None
         if scope.recording:
@@ -147,7 +148,7 @@ class _Unrolled(_Hook):
         lstm = isinstance(layer, nn.LSTMCell)
         if hx is None:
             hx = (x.new_zeros(len(x), layer.hidden_size),) * (2 if lstm else 1)
-        states = tuple(s.unsqueeze(0) if s.dim() == 1 else s for s in (hx if isinstance(hx, tuple) else (hx,)))
+        states = tuple(s.unsqueeze(0) if s.dim() == 1 else s for s in (hx if isinstance(hx, (tuple, list)) else (hx,)))
         y, cells = self.run("", x.unsqueeze(0), (states[0], states[1] if lstm else None), [1])
         h = y[0, 0] if single else y[0]
         return (h, cells[0][0] if single else cells[0]) if lstm else h

@@ -74,6 +74,8 @@ class ModuleRule(FeedbackRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if isinstance(self.modules, list):  # as configuration files have it
+            object.__setattr__(self, "modules", tuple(self.modules))
         self._check("upsample", get_args(Upsample))
         self._whole("groups")
         if self.dilation != "matched":
@@ -154,7 +156,7 @@ class ModuleRule(FeedbackRule):
                 "empty rows or columns."
             )
         generator = torch.Generator().manual_seed(key_of(self.seed, f"{site.name}/order"))
-        order = torch.randperm(site.errors, generator=generator)
+        order = torch.randperm(site.errors, generator=generator, device="cpu")
         blocks = Blocks(site.errors, site.features, count, order)
         places = blocks.places
         kept = dataclasses.replace(
@@ -174,7 +176,7 @@ class ModuleRule(FeedbackRule):
         if self.binary:
             rows = shape[0]
             columns = torch.Size(shape[1:]).numel()
-            bits = draw(torch.tensor(key_of(self.seed, site.name)), rows, columns)
+            bits = draw(torch.tensor(key_of(self.seed, site.name), device="cpu"), rows, columns)
             return unpack(bits, columns, torch.float32).view(shape), size
         return 2 * size * uniform(shape, self.seed, site.name), size
 

@@ -196,11 +196,19 @@ def _plan_parts(
     return plans
 
 
+_FORWARDS = {kind.forward for kind in RECURRENT}
+
+
 def _plan_recurrent(part: Part, rule: ModuleRule, fed: bool) -> list[Plan]:
     """Make the feedbacks of a recurrent layer: to the states, and to the inputs of its layers."""
     name, layer = part.begin, part.module
     if getattr(layer, "proj_size", 0):
         raise ValueError(f"{name!r} is an LSTM with proj_size, whose states can't be cut. Give it the rule BP.")
+    if type(layer).forward not in _FORWARDS:
+        raise ValueError(
+            f"{name!r} is a {type(layer).__name__} with a forward of its own, which running it step by step would pass "
+            "by. Give it the rule BP, or put what it adds into a module around it."
+        )
     made = Feedbacks()
     steps = rule.steps
     single = not isinstance(layer, nn.RNNBase) or rule.chunk == 1

@@ -192,7 +192,7 @@ class BDFA(FeedbackRule):
         elif self.center:
             positive = self._centered(uniform((site.errors, site.features), self.seed, site.name)) >= 0
         else:
-            bits = DRAW[self.generator](torch.tensor(key), site.errors, site.features)
+            bits = DRAW[self.generator](torch.tensor(key, device="cpu"), site.errors, site.features)
             positive = unpack(bits, site.features, torch.float32) > 0
         return PackedFeedback(positive.to(scale.device), scale, per_position=site.per_position)
 

@@ -167,7 +167,7 @@ def test_a_text_from_cell_to_page(tmp_path, monkeypatch):
     config = ReproduceConfig(data_root=str(tmp_path), rows=rows, seeds=1, jobs=2, accelerator="cpu")
     runs = reproduce(TRANSFORMER, config, tmp_path / "out", progress=False)
     search = [run for run in runs if run[0].phase == "search"]
-    assert {(run[0].method, run[-1].epochs) for run in search} == {(name, 1) for name in rows}
+    assert {(run[0].method, run[-1].epochs) for run in search} == {(name, 2) for name in rows}
     assert all(run[-1].val_loss > 0 for run in search)
     ended = [run for run in runs if run[0].phase == "final"]
     assert len(ended) == 2 and all(len(run) == 2 and 0 < run[-1].test_loss < 4 for run in ended)

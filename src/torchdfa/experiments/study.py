@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torchdfa.baselines import KolenPollack
 from torchdfa.experiments.methods import seeded
 from torchdfa.experiments.progress import Watch
 from torchdfa.experiments.results import Cell, Results, Row, find_results, score
@@ -99,7 +100,8 @@ class Line:
         """Whether the second setting is the feedback's size, not the weight decay."""
         rule = self.config.rule
         rules = list(rule.values()) if isinstance(rule, dict) else [rule]
-        return any(getattr(r, "scale", None) == "matched" for r in rules)
+        # Decay is what makes the feedback of Kolen and Pollack follow the weights.
+        return any(getattr(r, "scale", None) == "matched" and not isinstance(r, KolenPollack) for r in rules)
 
     def settings(self, trial: Trial, seed: int = 0, validation: int = 0) -> TrainConfig:
         """Return the settings of a run."""

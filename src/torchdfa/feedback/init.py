@@ -54,8 +54,8 @@ class Site:
 
 def uniform(shape: torch.Size | tuple[int, ...], seed: int, name: str) -> Tensor:
     """Draw U(-1, 1), float32, the same for a seed and a layer's name on every rank and device."""
-    generator = torch.Generator().manual_seed(key_of(seed, name))
-    return torch.empty(shape).uniform_(-1, 1, generator=generator)
+    generator = torch.Generator("cpu").manual_seed(key_of(seed, name))
+    return torch.empty(shape, dtype=torch.float32, device="cpu").uniform_(-1, 1, generator=generator)
 
 
 def product(site: Site) -> Tensor:

@@ -43,7 +43,7 @@ class Blocks:
     @property
     def columns(self) -> Tensor:
         """Columns of each block, int64 (blocks, columns); H stands for padding."""
-        return _deal(torch.arange(self.features), self.count, self.features)
+        return _deal(torch.arange(self.features, device="cpu"), self.count, self.features)
 
     @property
     def places(self) -> Tensor:

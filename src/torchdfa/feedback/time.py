@@ -33,7 +33,7 @@ class TimeFeedback(Feedback):
         """Return λ^(t' - t) for every state's step t and every step t' ≥ t, shape (states, steps)."""
         step = torch.arange(count, device=like.device)
         lag = (step - step.unsqueeze(1))[_ROWS[self.steps]]
-        return (self.decay ** lag.clamp(min=0)).to(like.dtype) * (lag >= 0)
+        return self.decay ** lag.clamp(min=0).to(like.dtype) * (lag >= 0)
 
     def carry(self, e: Tensor, shape: torch.Size, *reads: Tensor) -> Tensor:
         """Return the errors at the states, shape (states, N, H), for the errors ``e`` at the steps, (T, N, K)."""

@@ -40,14 +40,27 @@ class _Sums(Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        _once()
         (e,) = (g.flatten(0, -2) for g in grad_outputs)
         given, before, inward = ctx.saved_tensors
         x, h = given.flatten(0, -2), before.flatten(0, -2)
         turned = e.T.contiguous() if dense.faster(e.T, x.T) else e.T  # once for both products
         at_x, at_h = _apart(turned, len(inward))
-        down = dense.through(e[:, : len(inward)], inward).view(given.shape) if ctx.needs_input_grad[0] else None
+        learns = ctx.needs_input_grad
+        down = dense.through(e[:, : len(inward)], inward).view(given.shape) if learns[0] else None
+        at_inward = dense.linear(at_x, x.T) if learns[1] else None
+        at_across = dense.linear(at_h, h.T) if learns[2] else None
         biases = _apart(e.sum(0), len(inward)) if ctx.biased else (None, None)
-        return down, dense.linear(at_x, x.T), dense.linear(at_h, h.T), *biases, None, None
+        return down, at_inward, at_across, *biases, None, None
+
+
+def _once() -> None:
+    """Refuse ``create_graph=True``: the values that gradients are made of are not known to autograd."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError(
+            "second derivatives (create_graph=True) can't be taken through recurrent layers whose states are cut; go "
+            "inside torchdfa.backprop(model) for them."
+        )
 
 
 def _apart(errors: Tensor, gates: int) -> tuple[Tensor, Tensor]:
@@ -87,6 +100,7 @@ class _Gates(Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        _once()
         matrix, *known = ctx.saved_tensors
         sums, h, c = _CELLS[ctx.kind].back(*grad_outputs, *known)
         if ctx.live and ctx.needs_input_grad[3]:
@@ -136,7 +150,7 @@ def cut_runs(w: Weights, x: Tensor, state: State, length: int) -> list[CutRun]:
     with torch.no_grad(), torch.autocast(device, enabled=False):
         given, inward, matrix, h = (t.to(dtype) for t in (x, w.inward, w.across, state[0]))
         inward_bias, bias, c = (None if t is None else t.to(dtype) for t in (w.inward_bias, w.across_bias, state[1]))
-        sums = dense.linear(given.flatten(0, -2), inward, inward_bias).view(*x.shape[:-1], -1)
+        sums = dense.linear(given.flatten(0, -2), inward, inward_bias).view(*x.shape[:-1], len(inward))
         packed = dense.pack(matrix, len(h))
         states, steps = [(h, c)], []
         for now in sums.unbind():

@@ -111,6 +111,11 @@ def run_layers(
     lstm = isinstance(layer, nn.LSTM)
     states = (state if lstm else (state,)) if state is not None else (x.new_zeros(size),) * (2 if lstm else 1)
     states = tuple(s.unsqueeze(1) if s.dim() == 2 else s for s in states)
+    for s in states:
+        layer.check_hidden_size(s, size)  # type: ignore[arg-type]
+    weight = next(layer.parameters()).dtype
+    if x.dtype != weight and not torch.is_autocast_enabled(x.device.type):
+        raise ValueError(f"the input is {x.dtype} and the weights are {weight}, expected one type.")
     ends: list[tuple[Tensor, Tensor | None]] = []
     for i, names in enumerate(suffixes(layer)):
         outputs = []

@@ -192,7 +192,8 @@ class OnlineHead:
             y = torch.as_tensor(y, device=x.device).reshape(-1)
             inputs, values, masks = self._forward(x)
             loss, error = self._loss(values.pop(), y)
-            if not math.isfinite(loss):
+            # Activations that saturate can hide an infinite feature from the loss, but not from a gradient.
+            if not (math.isfinite(loss) and x.isfinite().all()):
                 raise NonFiniteLossError(
                     f"step: the loss is {loss}, so nothing was updated. The features are not finite, or the head has "
                     "diverged: a smaller lr, or clip=."
@@ -361,7 +362,8 @@ class OnlineHead:
         optional = {f"momentum.{name}": p for name, p in names.items()}
         expected = {**own, **{name: p for name, p in optional.items() if name in state}}
         wrong = [n for n in {**expected, **state} if n not in expected or n not in state]
-        wrong += [n for n in expected if n in state and expected[n].shape != state[n].shape]
+        # A generator's state is its device's: that of another kind can't go on, the rest can.
+        wrong += [n for n in expected if n in state and n != "generator" and expected[n].shape != state[n].shape]
         if wrong:
             shapes = [
                 f"{n} (here {tuple(expected[n].shape) if n in expected else 'none'}, "
@@ -370,7 +372,8 @@ class OnlineHead:
             ]
             raise ValueError(f"load_state_dict: the state is another head's or rule's: {', '.join(shapes)}.")
         self.net.load_state_dict({n.removeprefix("net."): state[n] for n in own if n != "generator"})
-        self._generator.set_state(state["generator"].cpu())
+        if state["generator"].shape == own["generator"].shape:
+            self._generator.set_state(state["generator"].cpu())
         self._velocity = {
             name.removeprefix("momentum."): state[name].detach().to(p, copy=True)
             for name, p in optional.items()

@@ -138,7 +138,7 @@ def build_network(
             modules += [_ACTIVATIONS[activation](), *([nn.Dropout(dropout)] if dropout else [])]
         # Made empty: the default initialisation would draw from the global generator.
         linear = nn.Linear(inputs, outputs, device="meta", dtype=dtype).to_empty(device=device or "cpu")
-        weight = torch.empty(outputs, inputs).normal_(0, (2 / inputs) ** 0.5, generator=generator)
+        weight = torch.empty(outputs, inputs, device="cpu").normal_(0, (2 / inputs) ** 0.5, generator=generator)
         with torch.no_grad():
             linear.weight.copy_(weight)
             linear.bias.zero_()

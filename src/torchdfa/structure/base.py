@@ -94,3 +94,19 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                     buffer.copy_(value)
             for p, requires_grad in flags:
                 p.requires_grad_(requires_grad)
+
+
+def input_of(name: str, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
+    """Return the first argument of a call, or the one called ``input``, as torch's layers name it.
+
+    Raises:
+        ValueError: There is neither.
+    """
+    if arguments:
+        return arguments[0]
+    if "input" not in keywords:
+        raise ValueError(
+            f"{name!r} is cut at its input, and is called by keywords alone: {', '.join(keywords)}. Pass its input as "
+            "the first argument, or as input=."
+        )
+    return keywords["input"]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
-from torchdfa.structure.base import LAYERS, Structure, call, undisturbed
+from torchdfa.structure.base import LAYERS, Structure, call, input_of, undisturbed
 from torchdfa.structure.outputs import behind_softmax, not_a_tensor, pick
 
 
@@ -43,7 +43,7 @@ def run_structure(
     ends: list[Any] = []
 
     def record(name: str, arguments: tuple[Any, ...], keywords: dict[str, Any], made: Any) -> None:
-        h = arguments[0] if arguments else keywords["input"]
+        h = input_of(name, arguments, keywords)
         h = h.data if isinstance(h, PackedSequence) else h
         while isinstance(made, tuple):  # recurrent layers return their states too
             made = made[0]

@@ -160,7 +160,8 @@ TRANSFORMER = Experiment(
     about="Which part of a transformer's error propagation can be direct? Block-level DFA: the output's error enters "
     "at every block's output, blocks back-propagate it. HybridDFA: within a block direct, between blocks by "
     "back-propagation. ModuleDFA: direct in both. Where these two name no density, a quarter of the feedback's entries "
-    "is not zero. Learned feedback follows the weights (Kolen & Pollack 1994). " + _READING,
+    "is not zero. Learned feedback follows the weights (Kolen & Pollack 1994), the faster the more these decay; "
+    "its rows search the decay, as back-propagation's does. " + _READING,
     lines=_transformer,
     plot=dots_and_costs,
     data=("tiny-shakespeare", "wikitext-2"),
