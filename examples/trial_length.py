@@ -27,8 +27,8 @@ Trial = tuple[float, float, str, float]
 def main() -> None:
     """Compare two searches and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("short", type=Path, help="folder of the experiment with short trials")
-    parser.add_argument("whole", type=Path, help="folder of the same experiment with whole ones")
+    parser.add_argument("short", type=Path, help="results.csv of the experiment with short trials, or its folder")
+    parser.add_argument("whole", type=Path, help="that of the same experiment with whole ones")
     options = parser.parse_args()
     short, whole = searched(options.short), searched(options.whole)
     both = (name for name in whole if len(whole[name].keys() & short.get(name, {}).keys()) > 1)
@@ -39,10 +39,10 @@ def main() -> None:
     print("\n".join(table(head, rows)))
 
 
-def searched(folder: Path) -> dict[str, dict[Trial, list[Row]]]:
+def searched(place: Path) -> dict[str, dict[Trial, list[Row]]]:
     """Return the trials of each row of an experiment."""
     found: dict[str, dict[Trial, list[Row]]] = {}
-    for run in Results(folder / "results.csv").read().values():
+    for run in Results(place / "results.csv" if place.is_dir() else place).read().values():
         first = run[0]
         if first.phase == "search":
             trial = first.lr, first.weight_decay, first.feedback_scale, first.head_lr

@@ -111,3 +111,13 @@ def test_an_unused_parameter_has_no_angle():
 def test_angle(a, b, degrees, double):
     assert angle(torch.tensor(a), torch.tensor(b)) == pytest.approx(degrees, rel=1e-9, nan_ok=True)
     assert math.isnan(angle(None, torch.tensor(b)))
+
+
+def test_a_model_around_a_converted_one_has_its_angles():
+    torch.manual_seed(0)
+    inner = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    dfa.convert(inner, dfa.DFA())
+    x, y = torch.randn(5, 4), torch.randint(0, 3, (5,))
+    alone = dfa.alignment(inner, nn.functional.cross_entropy, x, y)
+    within = dfa.alignment(nn.Sequential(nn.Identity(), inner), nn.functional.cross_entropy, x, y)
+    assert alone["0.weight"] > 1 and within == {f"1.{name}": value for name, value in alone.items()}

@@ -328,6 +328,13 @@ def test_compare_says_how_to_go_on(call, monkeypatch):
     assert status == 130 and "--out there" in err and "finished runs are kept" in err
 
 
+@pytest.mark.parametrize("option", ["--conf", "--confi=evil.yaml", "--res"])
+def test_options_have_no_abbreviations(call, option):
+    """A file given as ``--conf`` would not be looked through for classes of others."""
+    status, _, err = call("train", option, *([] if "=" in option else ["evil.yaml"]))
+    assert status == 2 and "unrecognized arguments" in err
+
+
 @pytest.mark.skipif(
     not Path(os.environ.get("TORCHDFA_DATA", "/nowhere"), "cifar-10-batches-bin").is_dir(),
     reason="the folder that TORCHDFA_DATA names holds no cifar-10-batches-bin",

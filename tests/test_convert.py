@@ -638,3 +638,49 @@ def test_reentrant_checkpointing_of_a_part_is_refused(rule):
     loss = model(torch.randn(3, 5)).sum()
     with pytest.raises(RuntimeError, match=r"'part\.1\.\d' is cut.*use_reentrant=True.*use_reentrant=False"):
         loss.backward()
+
+
+def test_frozen_reaches_what_a_parametrized_weight_is_made_of():
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.utils.parametrizations.weight_norm(nn.Linear(8, 3)))
+    dfa.convert(net, dfa.Frozen())
+    assert not any(p.requires_grad for p in net.parameters())
+    dfa.revert(net)
+    assert all(p.requires_grad for p in net.parameters())
+
+
+def test_feedback_is_drawn_on_the_processor_whatever_the_default_device():
+    def build():
+        return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
+
+    for rule in (dfa.DFA(), dfa.BDFA(), dfa.BDFA(storage="seeded"), dfa.HybridDFA(density=0.5, binary=True)):
+        plain = build()
+        other = copy.deepcopy(plain)
+        dfa.convert(plain, rule)
+        torch.set_default_device("meta")
+        try:
+            dfa.convert(other, rule)
+        finally:
+            torch.set_default_device("cpu")
+        for a, b in zip(plain.buffers(), other.buffers(), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_a_module_called_by_keywords_alone_is_refused_by_name():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.block = nn.Linear(3, 4), Named()
+
+        def forward(self, x):
+            return self.block(hidden=self.stem(x))
+
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.down = nn.Linear(4, 5), nn.Linear(5, 4)
+
+        def forward(self, hidden):
+            return self.down(self.up(hidden).tanh())
+
+    with pytest.raises(ValueError, match="'block' is cut at its input, and is called by keywords alone: hidden"):
+        dfa.convert(Net(), {"block.*": dfa.HybridDFA(direct="between", modules=["block"])}, example=torch.randn(2, 3))

@@ -1,12 +1,13 @@
 """Two processes under DistributedDataParallel do what one does on the joined batch, for every rule."""
 
 import torch
-from torch import distributed
+from torch import distributed, nn
 from torch.multiprocessing import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 import torchdfa as dfa
 from cases import MLP, NETS, RULES, same, squared
+from torchdfa.distributed import share_feedback
 
 LEARNING = {i: r for i, r in RULES.items() if not isinstance(r, dfa.Frozen)}
 
@@ -52,3 +53,12 @@ def test_two_processes_equal_one(tmp_path):
             same(grads, {n: p.grad for n, p in model.named_parameters()})
         if not isinstance(rule, dfa.BP):
             assert any(".feedback." in key for key in ranks[0][name][1])
+
+
+def test_feedback_that_the_mirror_moves_goes_on_being_sent():
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3))
+    dfa.convert(net, {"2": dfa.DFA(), "4": dfa.WeightMirror()})
+    assert share_feedback(net) == ["2.feedback.weight"]
+    layer = dfa.convert(nn.Sequential(nn.Linear(2, 3), nn.RNN(3, 4)), dfa.HybridDFA())
+    names = share_feedback(layer)
+    assert names and len(names) == len(set(names))

@@ -38,3 +38,11 @@ def test_a_file_is_on_disk_before_it_takes_the_others_place(tmp_path, monkeypatc
 def test_a_csv_quotes_what_needs_it(tmp_path):
     write_csv(tmp_path / "a.csv", ("name", "n"), [{"name": "a, ±b", "n": 1}, {"name": 'say "c"', "n": ""}])
     assert (tmp_path / "a.csv").read_bytes() == 'name,n\n"a, ±b",1\n"say ""c""",\n'.encode()
+
+
+def test_an_error_without_a_number_keeps_its_words(tmp_path):
+    def fails(file):
+        raise OSError("encoder error")
+
+    with pytest.raises(OSError, match="encoder error"):
+        write_atomically(tmp_path / "x", fails)

@@ -92,7 +92,7 @@ class SignSymmetry(FeedbackRule):
             weights have changed (brSF).
         scale: Mean magnitude, as in :class:`torchdfa.FA`.
         seed: As in :class:`torchdfa.FA`.
-        init: Not used: the signs are the weights'.
+        init: ``"random"`` alone: the signs are the weights'.
     """
 
     magnitude: Magnitude = "uniform"

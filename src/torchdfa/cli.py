@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -67,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    from jsonargparse import ArgumentParser, set_parsing_settings
+    from jsonargparse import ArgumentParser as Parser
+    from jsonargparse import set_parsing_settings
 
     from torchdfa.arguments import demand_set, formatter
     from torchdfa.data import DataError
@@ -80,6 +82,8 @@ def _run(arguments: list[str]) -> int:
     from torchdfa.tracking.display import NoDisplayError
     from torchdfa.training import CheckpointError, Interrupted, ProcessError, TrainConfig, TrainingError, to_dict
 
+    # Whole names alone: what is looked for in the arguments below must not be there by an abbreviation.
+    ArgumentParser = functools.partial(Parser, allow_abbrev=False)
     set_parsing_settings(subclasses_enabled=[Rule, Network, LanguageModel])
     parser = ArgumentParser(
         prog="torchdfa",

@@ -26,6 +26,8 @@ def write_atomically(path: Path, write: Callable[[Any], object]) -> None:
             os.fsync(file.fileno())
         os.replace(scratch, path)
     except OSError as error:
+        if error.errno is None:  # of a library, which has said all it has to say in words
+            raise
         # An error of write() itself names no file.
         raise type(error)(error.errno, error.strerror, str(path)) from error
     finally:

@@ -40,7 +40,7 @@ def finals(line, values, out, **more):
     part = "test_loss" if line.config.data != "cifar10" else "test_top1"
     for seed, value in enumerate(values):
         config = replace(line.settings(Trial(0.01), seed), epochs=1)
-        cell = Cell("e", line.name, "final", config, "small")
+        cell = Cell("hybrid-cnn" if part == "test_top1" else "hybrid-rnn", line.name, "final", config, "small")
         Results(out / "results.csv").add(rows_of(cell, [epoch(**{part: value}, **more)], "", 5000))
 
 
@@ -219,3 +219,36 @@ def test_whether_short_trials_rank_as_whole_ones(tmp_path, monkeypatch, capsys):
     # Ranks 1 2 3 4 and 2 1 4 3: 1 - 6 · 4 / (4 · 15). The trial at 0.1 was chosen, that at 0.05 has 3 points more.
     assert shown[0] == ["BP, VGG-16", "4", "4 and 8", "0.60", "0.1, decay 0.0005", "0.05, decay 0.0005", "3.00"]
     assert shown[1][3:] == ["1.00", "0.02, decay 0", "0.02, decay 0", "0.00 %"]
+
+
+def test_results_of_several_settings_make_no_page(tmp_path):
+    line = lines_of(CNN, "cifar10")["BP, VGG-16"]
+    for name, changes, message in (
+        ("lr", [{"lr": 0.1}, {"lr": 0.01, "seed": 1}], "more than one setting of the last runs of 'BP, VGG-16'"),
+        ("data", [{}, {"data": "cifar100"}], "more than one data set: cifar10, cifar100"),
+    ):
+        for change in changes:
+            config = replace(line.settings(Trial(0.01)), epochs=1, **change)
+            run = rows_of(Cell("hybrid-cnn", line.name, "final", config, "small"), [epoch(test_top1=50.0)], "", 1)
+            Results(tmp_path / name / "results.csv").add(run)
+        with pytest.raises(ValueError, match=message):
+            write_page(CNN, tmp_path / name)
+    with pytest.raises(ValueError, match="more than one experiment: hybrid-cnn, transformer"):
+        write_page(TRANSFORMER, tmp_path / "lr")
+
+
+def test_an_aim_is_not_reached_by_the_seeds_that_survived(tmp_path):
+    lines = lines_of(CNN, "cifar10")
+    finals(lines["BP, VGG-16"], [60.0, 60.0], tmp_path)
+    finals(lines["HybridDFA, 4 groups, VGG-16"], [61.0], tmp_path, trunk_angle=70.0, trunk_ratio=0.5)
+    config = replace(lines["HybridDFA, 4 groups, VGG-16"].settings(Trial(0.01), 1), epochs=1)
+    cell = Cell("hybrid-cnn", "HybridDFA, 4 groups, VGG-16", "final", config, "small")
+    Results(tmp_path / "results.csv").add(rows_of(cell, [], "diverged", 5000))
+    assert "missed: 1 of 2 seeds diverged (+1.00" in write_page(CNN, tmp_path)[0].read_text()
+
+
+def test_learned_feedback_searches_its_decay_and_a_shard_without_rows_is_refused(tmp_path):
+    lines = lines_of(TRANSFORMER, "tiny-shakespeare")
+    assert not lines["FA, learned feedback, GPT"].tunes_feedback and lines["HybridDFA, GPT"].tunes_feedback
+    with pytest.raises(ValueError, match="shard='1/2': there is no row for it"):
+        reproduce(CNN, ReproduceConfig(rows=("BP, VGG-16",), shard="1/2"), tmp_path, progress=False)

@@ -604,3 +604,21 @@ def test_seeds_decide_weights_and_dropout_and_leave_the_global_generator_alone()
     losses = [[head.step(torch.ones(6), 0) for _ in range(3)] for head in (a, b, c)]
     assert losses[0] == losses[1] != losses[2]
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_infinite_feature_that_an_activation_hides_is_refused():
+    head = dfa.OnlineHead((4, 8, 3), rule=dfa.DFA(), lr=0.1, activation="tanh")
+    before = {name: value.clone() for name, value in head.state_dict().items()}
+    x = torch.randn(4)
+    x[1] = torch.inf
+    with pytest.raises(NonFiniteLossError, match="features are not finite"):
+        head.step(x, 1)
+    assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
+
+
+def test_a_head_of_another_device_loads_but_for_its_generator():
+    head, other = (dfa.OnlineHead((4, 8, 3), rule=dfa.BDFA(), lr=0.1, seed=seed) for seed in (0, 1))
+    state = head.state_dict()
+    state["generator"] = torch.zeros(16, dtype=torch.uint8)  # as a GPU's is
+    other.load_state_dict(state)
+    assert all(torch.equal(v, state[n]) for n, v in other.state_dict().items() if n != "generator")

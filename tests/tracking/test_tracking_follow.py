@@ -261,3 +261,21 @@ def test_importing_torchdfa_needs_none_of_it():
     code = "import sys, torchdfa; print(sorted({'cv2', 'av', 'torchvision', 'torchdfa.tracking'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_video_is_never_replaced_by_what_is_made_of_it(tmp_path):
+    frames, _ = scene(PATH, size=(96, 128))
+    write_video(tmp_path / "v.mp4", frames)
+    before = (tmp_path / "v.mp4").read_bytes()
+    for video in (True, False):
+        with pytest.raises(DataError, match=r"v\.mp4 is the video itself"):
+            follow(
+                open_source(str(tmp_path / "v.mp4")),
+                Steady(),
+                (30, 40, 20, 20),
+                out=tmp_path,
+                overwrite=True,
+                video=video,
+                progress=False,
+            )
+    assert (tmp_path / "v.mp4").read_bytes() == before

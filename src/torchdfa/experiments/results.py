@@ -227,7 +227,7 @@ def rows_of(cell: Cell, history: Sequence[EpochResult], problem: str, train_size
 
 
 def score(run: Sequence[Row]) -> float:
-    """Return how well a run ended, more being better: minus infinity if it diverged.
+    """Return how well a run ended, more being better: minus infinity if it diverged, or ended as no number.
 
     It is the accuracy on held-out (search) or test images (final); of a text, minus the perplexity.
     """
@@ -236,7 +236,7 @@ def score(run: Sequence[Row]) -> float:
         return -math.inf
     measure = measure_of(last.dataset)
     value = measure.of(last, "val" if last.phase == "search" else "test")
-    return -value if measure.falls else value
+    return -math.inf if math.isnan(value) else -value if measure.falls else value
 
 
 def _rules(config: TrainConfig) -> list[Rule]:

@@ -179,6 +179,7 @@ def _run(cell: Cell, folder: Path, accelerator: str) -> str:
         with FileLock(f"{partial}.lock", timeout=0):
             if cell.key in results.read():
                 return ""
+            partial.mkdir(exist_ok=True)  # at once: locks are tidied away only where no run has a folder
             problem = ""
             try:
                 rows = _rows(cell, partial, accelerator)

@@ -109,7 +109,7 @@ def follow(
         NoDisplayError: A window is needed and there is no display.
     """
     track = Track([], [], [], [])
-    paths = None if out is None else _free_paths(out, name or source.name, overwrite)
+    paths = None if out is None else _free_paths(out, name or source.name, overwrite, source.file)
     with ExitStack() as stack:
         frames = source.frames()
         first = next(frames, None)
@@ -187,8 +187,10 @@ class _Files:
         print(f"{taken:.6f}", file=self._times, flush=True)
 
 
-def _free_paths(out: Path, name: str, overwrite: bool) -> list[Path]:
+def _free_paths(out: Path, name: str, overwrite: bool, video: Path | None) -> list[Path]:
     paths = [out / f"{name}{suffix}" for suffix in (".txt", "_scores.txt", "_times.txt", ".mp4")]
+    if video is not None and any(p.exists() and p.samefile(video) for p in paths):
+        raise DataError(f"{video} is the video itself, which its results would replace. Give another --out or --name.")
     there = [str(p) for p in paths if p.exists()]
     if there and not overwrite:
         raise DataError(

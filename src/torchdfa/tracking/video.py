@@ -25,12 +25,14 @@ class Source:
         count: Of its frames, as far as is known; None for a webcam.
         rate: Frames a second of a video made from it.
         box: The target, where the folder is a sequence of OTB's; None elsewhere.
+        file: The video file that is read; None where there is none.
     """
 
     name: str
     count: int | None = None
     rate: Fraction = Fraction(25)
     box: tuple[float, float, float, float] | None = None
+    file: Path | None = None
 
     def frames(self) -> Iterator[Frame | DataError]:
         """Yield arrays (H, W, 3) RGB or (H, W); for one that can't be read, the error that says which and why."""
@@ -87,7 +89,7 @@ class VideoFile(Source):
         import av
         from av.error import FFmpegError
 
-        self._path, self.name = path, path.stem
+        self.file, self.name = path, path.stem
         try:
             with closing(av.open(str(path))) as container:
                 stream = container.streams.video[0]
@@ -103,14 +105,14 @@ class VideoFile(Source):
 
         done = 0
         try:
-            with closing(av.open(str(self._path))) as container:
+            with closing(av.open(str(self.file))) as container:
                 stream = container.streams.video[0]
                 stream.thread_type = "AUTO"
                 for frame in container.decode(stream):
                     yield frame.to_ndarray(format="rgb24")
                     done += 1
         except FFmpegError as error:
-            yield DataError(f"{self._path}: frame {done + 1} cannot be read ({error}); the video is damaged or ends.")
+            yield DataError(f"{self.file}: frame {done + 1} cannot be read ({error}); the video is damaged or ends.")
 
 
 class Webcam(Source):

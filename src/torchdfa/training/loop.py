@@ -197,7 +197,7 @@ def _demand_fits(out: Path | None, config: Mapping[str, Any], resume: bool) -> N
     if not resume:
         raise TrainingError(f"{out} holds a run already. Go on with --resume {out}, or choose another --out.")
     try:
-        stored = json.loads(path.read_text())
+        stored = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"can't resume: {path} is damaged ({error}).") from error
     if not isinstance(stored, dict):

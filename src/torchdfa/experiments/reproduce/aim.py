@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics as stats
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -31,7 +32,9 @@ def about_aim(found: Sequence[Standing]) -> list[str]:
         if not apart:
             continue
         mean = stats.fmean(apart)
+        lost = sum(map(math.isnan, s.values))
         missed = [
+            *([f"{lost} of {len(s.values)} seeds diverged"] if lost else []),
             *([f"{other.line.name} is better by more"] if (mean if measure.falls else -mean) > most else []),
             *([f"{s.share:.0%} of the multiply-adds are left"] if s.share > AIM_SHARE else []),
         ]

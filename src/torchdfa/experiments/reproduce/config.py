@@ -49,7 +49,8 @@ class ReproduceConfig:
         trial_epochs: Passes of a trial, where not those of the experiment.
         seeds: Runs at the best trial, where not as many as the scale has.
         rates_from: Folder of a smaller run. Its best trials say where to search: medium takes half, once and twice the
-            best learning rate, paper that rate alone, all other settings as found there.
+            best learning rate, paper that rate alone, all other settings as found there. Up to 5,000 images, and for
+            the MLPs, the whole search is run anew.
         reuse: Folder with the results of other experiments in it or below it; runs of the same settings are taken over.
         jobs: Runs at a time; by default one a core, one thread each, or a single one on a GPU.
         accelerator: auto, cpu, cuda or mps.
