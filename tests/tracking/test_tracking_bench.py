@@ -12,11 +12,12 @@ from scenes import SMALL
 import torchdfa as dfa
 from torchdfa.data.errors import DataError
 from torchdfa.tracking import TrackerConfig, bench, pretrain
-from torchdfa.tracking.bench import METHODS, Bench, BenchConfig, Trial
+from torchdfa.tracking.bench import METHODS, Bench, BenchConfig, Run, Trial
 from torchdfa.tracking.head import read_head
 from torchdfa.tracking.peers import OpenCVTracker
 from torchdfa.tracking.pretrain import PretrainConfig, choose_head, videos_of
-from torchdfa.tracking.report import by_seed, write_report
+from torchdfa.tracking.report import _differences, by_seed, write_report
+from torchdfa.tracking.scores import Score
 from torchdfa.tracking.sequences import load_sequences
 
 
@@ -198,7 +199,11 @@ def test_pretrained_layers_are_used_and_helped_by_training(pretraining, otb, tmp
     b = Bench(replace(config, methods=("BP 128",), seeds=1, heads=str(tmp_path / "h")), tmp_path / "runs")
     b.run()
     assert len(b.runs()) == 2 and by_seed(b.runs(), "BP 128")[0].p20 == 1
-    assert "which has not seen the video" in (tmp_path / "runs" / "BP-128" / "seed0" / "settings.json").read_text()
+    assert "one that has not seen the video" in (tmp_path / "runs" / "BP-128" / "seed0" / "settings.json").read_text()
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "a.safetensors").write_bytes(paths[0].read_bytes())
+    with pytest.raises(DataError, match="results of other settings"):
+        Bench(replace(b.config, heads=str(tmp_path / "others")), tmp_path / "runs").run()
 
 
 def test_pretraining_separates_targets_from_background(pretraining, otb, trunk):
@@ -294,3 +299,17 @@ def test_mistakes_are_explained(call, otb, tmp_path, arguments, words):
     otb.rename(tmp_path / "otb")
     status, _, err = call(*arguments)
     assert status == 2 and words in err and "Traceback" not in err
+
+
+def test_rules_are_compared_on_targets_that_both_have_finished():
+    def run(method, seed, target, auc):
+        return Run(method, seed, target, (), Score(np.full(21, auc), np.zeros(51)), 1.0, 1.0)
+
+    runs = [run("BP 128", seed, target, auc) for seed in (0, 1) for target, auc in (("easy", 0.8), ("hard", 0.2))]
+    runs += [run("BDFA 128", seed, "easy", 0.7) for seed in (0, 1)]
+    runs += [run("BDFA 128", 0, "hard", 0.3)]
+    (line,) = (text for text in _differences(runs) if text.startswith("-"))
+    assert line.startswith("- BDFA 128 less BP 128: AUC -0.100 on the 1 targets that both have finished;")
+    runs += [run("BDFA 128", 1, "hard", 0.3)]
+    (line,) = (text for text in _differences(runs) if text.startswith("-"))
+    assert line.startswith("- BDFA 128 less BP 128: AUC +0.000;")

@@ -70,7 +70,24 @@ def test_a_folder_of_frames_as_otb_lays_it_out(tmp_path, monkeypatch):
     monkeypatch.chdir(frames)
     for folder in (frames, frames.parent, Path(".")):
         source = open_source(str(folder))
-        assert (source.name, source.count, source.box) == ("Jogging", 1, (1.0, 2.0, 4.0, 5.0))
+        assert (source.name, source.count, source.annotated()) == ("Jogging", 1, (1.0, 2.0, 4.0, 5.0))
+
+
+def test_annotations_of_otb_give_the_first_box(tmp_path):
+    for name, frames in (("David", 771), ("Two", 2), ("Odd", 2)):
+        (tmp_path / name / "img").mkdir(parents=True)
+        for i in range(frames):
+            (tmp_path / name / "img" / f"{i + 1:04d}.jpg").touch()
+    (tmp_path / "David" / "groundtruth_rect.txt").write_text("2,3,4,5\n" * 471)  # of frames 300 to 770
+    david = open_source(str(tmp_path / "David"))
+    assert (david.count, david.annotated(), david.count) == (771, (1.0, 2.0, 4.0, 5.0), 471)
+    for target in (1, 2):
+        (tmp_path / "Two" / f"groundtruth_rect.{target}.txt").write_text(f"{target}0,3,4,5\n" * 2)
+    with pytest.raises(DataError, match=r"several targets: Two\.1 begins at 9,2,4,5, Two\.2 begins at 19,2,4,5"):
+        open_source(str(tmp_path / "Two")).annotated()
+    (tmp_path / "Odd" / "groundtruth_rect.txt").write_text("2,3,4,5\n" * 3)
+    with pytest.raises(DataError, match="found 3 boxes for 2 frames"):
+        open_source(str(tmp_path / "Odd")).annotated()
 
 
 def test_a_video_goes_round(tmp_path):

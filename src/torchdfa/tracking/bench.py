@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
@@ -289,8 +290,10 @@ class Bench:
     def _check_settings(self, folder: Path, settings: TrackerConfig | None) -> None:
         path = folder / "settings.json"
         stored = {} if settings is None else {k: v for k, v in to_dict(settings).items() if k != "precision"}
-        if self.config.heads is not None:
-            stored["head"] = "a head of the folder that heads= names, which has not seen the video"
+        if settings is not None and self.config.heads is not None:
+            files = sorted(Path(self.config.heads).glob("*.safetensors"))
+            digest = hashlib.sha256(b"".join(hashlib.sha256(f.read_bytes()).digest() for f in files)).hexdigest()
+            stored["head"] = f"one that has not seen the video, of the heads {digest[:16]}"
         text = json.dumps(stored, indent=1, sort_keys=True)
         if path.is_file():
             if path.read_text() != text:

@@ -110,6 +110,7 @@ def follow(
     """
     track = Track([], [], [], [])
     paths = None if out is None else _free_paths(out, name or source.name, overwrite, source.file)
+    box = box or source.annotated()
     with ExitStack() as stack:
         frames = source.frames()
         first = next(frames, None)
@@ -117,7 +118,7 @@ def follow(
             raise DataError(f"{source.name}: found no frame.")
         if isinstance(first, DataError):
             raise first
-        box = box or source.box or pick_box(first)
+        box = box or pick_box(first)
         window = Window(source.name) if show else None
         if window is not None:
             stack.callback(window.close)

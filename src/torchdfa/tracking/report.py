@@ -66,10 +66,16 @@ def write_report(bench: Bench) -> Path:
 
 def by_seed(runs: Sequence[Run], method: str) -> list[Score]:
     """Return the score of each seed of a method, over the targets that all its seeds have finished."""
+    own, shared = [r for r in runs if r.method == method], _finished(runs, method)
+    seeds = sorted({r.seed for r in own}) if shared else []
+    return [mean([r.score for r in own if r.seed == s and r.sequence in shared]) for s in seeds]
+
+
+def _finished(runs: Sequence[Run], method: str) -> set[str]:
+    """Return the targets that all seeds of a method have finished."""
     own = [r for r in runs if r.method == method]
-    seeds = sorted({r.seed for r in own})
-    shared = set.intersection(*({r.sequence for r in own if r.seed == seed} for seed in seeds)) if seeds else set()
-    return [mean([r.score for r in own if r.seed == s and r.sequence in shared]) for s in seeds] if shared else []
+    by = [{r.sequence for r in own if r.seed == seed} for seed in {r.seed for r in own}]
+    return set.intersection(*by) if by else set()
 
 
 def _methods_table(bench: Bench, runs: Sequence[Run]) -> list[str]:
@@ -96,13 +102,17 @@ def _differences(runs: Sequence[Run]) -> list[str]:
         base = f"BP {batch}"
         if name in PEERS or rule == "BP" or base not in _names(runs):
             continue
-        own, other = by_seed(runs, name), by_seed(runs, base)
+        finished = _finished(runs, name) & _finished(runs, base)
+        shared = [r for r in runs if r.sequence in finished]
+        own, other = by_seed(shared, name), by_seed(shared, base)
         if own and other:
             gap = _mean(s.auc for s in own) - _mean(s.auc for s in other)
             spread = math.hypot(_deviation([s.auc for s in own]), _deviation([s.auc for s in other]))
             known = min(len(own), len(other)) > 1
             seeds = f"one deviation between seeds is {spread:.3f}" if known else "one seed, so the spread is not known"
-            lines.append(f"- {name} less {base}: AUC {gap:+.3f}; {seeds}.")
+            every = {r.sequence for r in runs if r.method in (name, base)}
+            part = f" on the {len(finished)} targets that both have finished" if finished != every else ""
+            lines.append(f"- {name} less {base}: AUC {gap:+.3f}{part}; {seeds}.")
     return ["## Against back-propagation", "", *lines, ""] if lines else []
 
 

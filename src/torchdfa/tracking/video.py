@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchdfa.data.errors import DataError
-from torchdfa.tracking.sequences import list_images, read_boxes
+from torchdfa.tracking.sequences import list_images, load_sequences
 
 Frame = NDArray[Any]
 
@@ -24,15 +24,21 @@ class Source:
         name: What results are named after.
         count: Of its frames, as far as is known; None for a webcam.
         rate: Frames a second of a video made from it.
-        box: The target, where the folder is a sequence of OTB's; None elsewhere.
         file: The video file that is read; None where there is none.
     """
 
     name: str
     count: int | None = None
     rate: Fraction = Fraction(25)
-    box: tuple[float, float, float, float] | None = None
     file: Path | None = None
+
+    def annotated(self) -> tuple[float, float, float, float] | None:
+        """Return the box of the target that is annotated, and begin at the frame it is of; None if none is.
+
+        Raises:
+            DataError: The annotation is damaged, or is of several targets.
+        """
+        return None
 
     def frames(self) -> Iterator[Frame | DataError]:
         """Yield arrays (H, W, 3) RGB or (H, W); for one that can't be read, the error that says which and why."""
@@ -62,16 +68,25 @@ class Folder(Source):
     """
 
     def __init__(self, path: Path):
-        if path.resolve().name == "img":
+        if path.resolve().name == "img" and not (path / "img").is_dir():
             path = path.resolve().parent
+        self._path = path
         self._files = list_images(path / "img" if (path / "img").is_dir() else path)
         if not self._files:
             raise DataError(f"{path}: found no images, expected .jpg, .png, .bmp, .tif or .webp files.")
         self.name, self.count = path.resolve().name, len(self._files)
-        annotation = path / "groundtruth_rect.txt"
-        if annotation.is_file() and len(boxes := read_boxes(annotation)):
-            x, y, w, h = boxes[0]
-            self.box = (float(x), float(y), float(w), float(h))
+
+    def annotated(self) -> tuple[float, float, float, float] | None:
+        """Return the box of OTB's annotation, and begin where OTB does; see :meth:`Source.annotated`."""
+        if not any(self._path.glob("groundtruth_rect*.txt")):
+            return None
+        targets = load_sequences(self._path)
+        if len(targets) > 1:
+            boxes = ", ".join(f"{t.name} begins at {','.join(f'{n:g}' for n in t.truth[0])}" for t in targets)
+            raise DataError(f"{self._path} has several targets: {boxes}. Say with --box which.")
+        self._files, self.count = list(targets[0].frames), len(targets[0].frames)
+        x, y, w, h = map(float, targets[0].truth[0])
+        return x, y, w, h
 
     def frames(self) -> Iterator[Frame | DataError]:
         """Yield the images; see :meth:`Source.frames`."""
