@@ -236,7 +236,7 @@ def test_page(pretend, tmp_path):
     line = next(x for x in text.splitlines() if x.startswith("| CDFA (7) |"))
     # Five seeds at 65.0 to 65.8, BP's at 60.0 to 60.4. Nothing has a top-5 or train accuracy: no such columns.
     assert [cell.strip() for cell in line.split("|")[2:]] == [
-        "65.40 ± 0.32", "0.05", "+5.20", "0.000", "19", "60°, × 0.50", "5", "86.36 / 98.55", ""
+        "65.40 ± 0.32", "0.05", "+5.20", "< 0.001", "19", "60°, × 0.50", "5", "86.36 / 98.55", ""
     ]  # fmt: skip
     assert "5 diverged" in next(x for x in text.splitlines() if x.startswith("| FA in the head |"))
     assert text.count("| CBDFA (9) |") == 1 + 12

@@ -74,7 +74,7 @@ def dots_and_costs(folder: Path, found: Sequence[Standing], paper: Reported) -> 
             right.annotate(
                 f"{i}: {mean:+.0f}",
                 (s.share, math.copysign(most, mean)),
-                (7, -3),
+                (7, -3 if falls else 5),
                 textcoords="offset points",
                 fontsize=8,
             )
