@@ -85,6 +85,10 @@ def test_annotations_of_otb_give_the_first_box(tmp_path):
         (tmp_path / "Two" / f"groundtruth_rect.{target}.txt").write_text(f"{target}0,3,4,5\n" * 2)
     with pytest.raises(DataError, match=r"several targets: Two\.1 begins at 9,2,4,5, Two\.2 begins at 19,2,4,5"):
         open_source(str(tmp_path / "Two")).annotated()
+    flat = tmp_path / "Two" / "img"
+    (flat / "groundtruth_rect.txt").write_text("2,3,4,5\n" * 2)
+    flat = flat.rename(tmp_path / "Flat")
+    assert open_source(str(flat)).annotated() == (1.0, 2.0, 4.0, 5.0)
     (tmp_path / "Odd" / "groundtruth_rect.txt").write_text("2,3,4,5\n" * 3)
     with pytest.raises(DataError, match="found 3 boxes for 2 frames"):
         open_source(str(tmp_path / "Odd")).annotated()

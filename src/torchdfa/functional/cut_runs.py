@@ -6,8 +6,9 @@ entry. The first is what back-propagation through time spends its products on, a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -228,39 +229,31 @@ class _GRU:
         return torch.cat([dr, dz, dn, dn * r], -1), dh[0] * z[0], None
 
 
-class _Tanh:
-    """A step of a plain recurrent layer."""
+@dataclass(frozen=True)
+class _Plain:
+    """A step of a plain recurrent layer: its activation, and the error through it from the one at its value."""
 
-    sums = 1
+    squash: Callable[[Tensor], Tensor]
+    through: Callable[[Tensor, Tensor], Tensor]
+    sums: ClassVar[int] = 1
 
-    @staticmethod
-    def step(x: Tensor, across: Tensor, h: Tensor, c: None) -> tuple[Tensor, None]:
-        return (x + across).tanh(), None
+    def step(self, x: Tensor, across: Tensor, h: Tensor, c: None) -> tuple[Tensor, None]:
+        return self.squash(x + across), None
 
-    @staticmethod
-    def back(dy: Tensor, dc: None, hs: Tensor, cs: None) -> _Back:
-        return _through_tanh(dy, hs[1:]), None, None
-
-
-class _ReLU:
-    """A step of a recurrent layer of ReLUs."""
-
-    sums = 1
-
-    @staticmethod
-    def step(x: Tensor, across: Tensor, h: Tensor, c: None) -> tuple[Tensor, None]:
-        return (x + across).relu(), None
-
-    @staticmethod
-    def back(dy: Tensor, dc: None, hs: Tensor, cs: None) -> _Back:
-        return dy * (hs[1:] > 0), None, None
+    def back(self, dy: Tensor, dc: None, hs: Tensor, cs: None) -> _Back:
+        return self.through(dy, hs[1:]), None, None
 
 
 # ``step`` takes what the inputs and the state add to the gates, (N, gates · H), and the state before. ``back`` takes
 # the errors at a run's outputs and c's, (T, N, H), the h and c before its first step and after each, (T + 1, N, H), and
 # what its steps gave besides; to the errors at the sums, and at the h and c before, but for the recurrent weights.
 # ``sums`` counts the blocks of H numbers that enter the gates: one a gate, and one more where they are not added.
-_CELLS = {"lstm": _LSTM, "gru": _GRU, "tanh": _Tanh, "relu": _ReLU}
+_CELLS = {
+    "lstm": _LSTM,
+    "gru": _GRU,
+    "tanh": _Plain(torch.tanh, _through_tanh),
+    "relu": _Plain(torch.relu, lambda dy, y: dy * (y > 0)),
+}
 
 
 def _accumulated(errors: Tensor, passed: Tensor) -> Tensor:

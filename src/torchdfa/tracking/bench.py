@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -287,13 +288,18 @@ class Bench:
         finally:
             lock.release()
 
+    @cached_property
+    def _heads(self) -> str:
+        """What tells the files of ``heads`` from others: read once, not for every target."""
+        assert self.config.heads is not None
+        files = sorted(Path(self.config.heads).glob("*.safetensors"))
+        return hashlib.sha256(b"".join(hashlib.sha256(f.read_bytes()).digest() for f in files)).hexdigest()[:16]
+
     def _check_settings(self, folder: Path, settings: TrackerConfig | None) -> None:
         path = folder / "settings.json"
         stored = {} if settings is None else {k: v for k, v in to_dict(settings).items() if k != "precision"}
         if settings is not None and self.config.heads is not None:
-            files = sorted(Path(self.config.heads).glob("*.safetensors"))
-            digest = hashlib.sha256(b"".join(hashlib.sha256(f.read_bytes()).digest() for f in files)).hexdigest()
-            stored["head"] = f"one that has not seen the video, of the heads {digest[:16]}"
+            stored["head"] = f"one that has not seen the video, of the heads {self._heads}"
         text = json.dumps(stored, indent=1, sort_keys=True)
         if path.is_file():
             if path.read_text() != text:

@@ -69,17 +69,28 @@ def load_sequences(root: str | Path, names: Items[str] | None = None) -> list[Se
     wanted = None if names is None else set(names)
     found: list[Sequence] = []
     for folder in folders:
-        annotations = sorted(folder.glob("groundtruth_rect*.txt"))
-        annotations = [a for a in annotations if a.stat().st_size] or annotations
-        for path in annotations:
-            target = path.name.removeprefix("groundtruth_rect").removesuffix(".txt")
-            name = folder.name + (target if len(annotations) > 1 else "")
+        for name, path in _annotations(folder).items():
             if wanted is None or wanted & {name, folder.name}:
                 found.append(_load(folder, path, name))
     if wanted is not None and (unknown := wanted - {s.name for s in found} - {s.video for s in found}):
         there = ", ".join(folder.name for folder in folders)
         raise DataError(f"no sequence {', '.join(sorted(unknown))} in {root}; there are {there}.")
     return found
+
+
+def targets_of(folder: Path) -> list[Sequence]:
+    """Return the annotated targets of one video's folder; none where nothing is annotated.
+
+    Raises:
+        DataError: A file is damaged; the message says which.
+    """
+    folder = folder.resolve()
+    return [_load(folder, path, name) for name, path in _annotations(folder).items()]
+
+
+def image_folder(folder: Path) -> Path:
+    """Return where the images of a video's folder lie: its folder ``img``, or itself where it has none."""
+    return folder / "img" if (folder / "img").is_dir() else folder
 
 
 def halves(sequences: Items[Sequence]) -> tuple[list[Sequence], list[Sequence]]:
@@ -126,15 +137,26 @@ def _folders(root: Path) -> list[Path]:
     return sorted(f for f in root.iterdir() if (f / "img").is_dir() and any(f.glob("groundtruth_rect*.txt")))
 
 
+def _annotations(folder: Path) -> dict[str, Path]:
+    """Return the annotation of each target in a video's folder, by the target's name."""
+    found = sorted(folder.glob("groundtruth_rect*.txt"))
+    found = [path for path in found if path.stat().st_size] or found
+    names = (
+        path.name.removeprefix("groundtruth_rect").removesuffix(".txt") if len(found) > 1 else "" for path in found
+    )
+    return {folder.name + name: path for name, path in zip(names, found, strict=True)}
+
+
 def _load(folder: Path, annotation: Path, name: str) -> Sequence:
-    images = list_images(folder / "img")
+    place = image_folder(folder)
+    images = list_images(place)
     truth = read_boxes(annotation)
     first, last = _FRAMES.get(folder.name, (1, len(images)))
     # The annotation covers the evaluated frames alone; copies that hold no others are left as they are.
     if len(images) != len(truth):
         images = images[first - 1 : last]
     if len(images) != len(truth):
-        raise DataError(f"{annotation}: found {len(truth)} boxes for {len(images)} frames of {folder / 'img'}.")
+        raise DataError(f"{annotation}: found {len(truth)} boxes for {len(images)} frames of {place}.")
     return Sequence(name, folder.name, tuple(images), truth, _attributes(folder))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchdfa.data.errors import DataError
-from torchdfa.tracking.sequences import list_images, load_sequences
+from torchdfa.tracking.sequences import image_folder, list_images, targets_of
 
 Frame = NDArray[Any]
 
@@ -71,16 +71,16 @@ class Folder(Source):
         if path.resolve().name == "img" and not (path / "img").is_dir():
             path = path.resolve().parent
         self._path = path
-        self._files = list_images(path / "img" if (path / "img").is_dir() else path)
+        self._files = list_images(image_folder(path))
         if not self._files:
             raise DataError(f"{path}: found no images, expected .jpg, .png, .bmp, .tif or .webp files.")
         self.name, self.count = path.resolve().name, len(self._files)
 
     def annotated(self) -> tuple[float, float, float, float] | None:
         """Return the box of OTB's annotation, and begin where OTB does; see :meth:`Source.annotated`."""
-        if not any(self._path.glob("groundtruth_rect*.txt")):
+        targets = targets_of(self._path)
+        if not targets:
             return None
-        targets = load_sequences(self._path)
         if len(targets) > 1:
             boxes = ", ".join(f"{t.name} begins at {','.join(f'{n:g}' for n in t.truth[0])}" for t in targets)
             raise DataError(f"{self._path} has several targets: {boxes}. Say with --box which.")

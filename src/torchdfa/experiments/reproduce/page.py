@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics as stats
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,15 +108,16 @@ def standings(experiment: Experiment, folder: Path) -> list[Standing]:
             f"{folder / 'results.csv'} holds no runs. Run torchdfa reproduce {experiment.name} --out {folder} first."
         )
     first = runs[0][0]
-    _demand_one(folder, {"experiment": {experiment.name, *(run[0].experiment for run in runs)}})
-    _demand_one(folder, {"scale": {run[0].scale for run in runs}, "data set": {run[0].dataset for run in runs}})
+    _demand_one(folder, "experiment", {experiment.name, *(run[0].experiment for run in runs)})
+    _demand_one(folder, "scale", {run[0].scale for run in runs})
+    _demand_one(folder, "data set", {run[0].dataset for run in runs})
     found = []
     for line in experiment.lines(ReproduceConfig(scale=first.scale, data=first.dataset), first.dataset):
         own = [run for run in runs if run[0].method == line.name]
         searched = sorted((r for r in own if r[0].phase == "search"), key=score, reverse=True)
         last = [r for r in own if r[0].phase == "final"]
-        _demand_one(folder, {f"length of the trials of {line.name!r}": {r[0].epochs for r in searched}})
-        _demand_one(folder, {f"setting of the last runs of {line.name!r}": {_setting(r[0]) for r in last}})
+        _demand_one(folder, f"length of the trials of {line.name!r}", {r[0].epochs for r in searched})
+        _demand_one(folder, f"setting of the last runs of {line.name!r}", {_setting(r[0]) for r in last})
         finals = {r[0].seed: r for r in last}
         if own:
             share = share_of_products(line.config) if experiment.costs else math.nan
@@ -128,14 +129,13 @@ def _setting(row: Row) -> tuple[Any, ...]:
     return row.lr, row.weight_decay, row.feedback_scale, row.head_lr, row.epochs
 
 
-def _demand_one(folder: Path, found: Mapping[str, set[Any]]) -> None:
+def _demand_one(folder: Path, name: str, values: set[Any]) -> None:
     """Refuse results in which a thing that all must share has several values."""
-    for name, values in found.items():
-        if len(values) > 1:
-            raise ValueError(
-                f"{folder / 'results.csv'} has more than one {name}: {', '.join(sorted(map(str, values)))}. Nothing is "
-                "lost, but no table can be made of both: give each its own --out."
-            )
+    if len(values) > 1:
+        raise ValueError(
+            f"{folder / 'results.csv'} has more than one {name}: {', '.join(sorted(map(str, values)))}. Nothing is "
+            "lost, but no table can be made of both: give each its own --out."
+        )
 
 
 def write_page(experiment: Experiment, folder: Path) -> list[Path]:
