@@ -11,7 +11,8 @@ import torchdfa as dfa
 from torchdfa.hardware import chips, load_chip, step
 from torchdfa.hardware.cacti import sram_picojoules
 from torchdfa.hardware.schedule import Task, finish_times, period
-from torchdfa.hardware.step import dram_bytes
+from torchdfa.hardware.step import _calls, _tasks, dram_bytes
+from torchdfa.models import ResNet
 
 UNIT = {"scale": "unit"}
 LFSR = dfa.BDFA(storage="seeded", generator="lfsr", **UNIT)
@@ -46,6 +47,68 @@ def test_macs_are_those_that_pytorch_counts(net, rule):
     with FlopCounterMode(display=False) as counter:
         model(x).sum().backward()
     assert 2 * cost.total("macs", ["forward", "error", "gradient"]) == counter.get_total_flops()
+
+
+MODULAR = {
+    "DFA": dfa.DFA(),
+    "ModuleDFA": dfa.ModuleDFA(),
+    "HybridDFA": dfa.HybridDFA(),
+    "in groups": dfa.HybridDFA(groups=2),
+    "binary": dfa.ModuleDFA(binary=True),
+}
+
+
+def modules():
+    return nn.Sequential(
+        *(nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(8, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 12, 3, padding=1), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(192, 5)),
+    )
+
+
+@pytest.mark.parametrize("rule", MODULAR.values(), ids=MODULAR.keys())
+@pytest.mark.parametrize("build", [modules, lambda: ResNet().build((2, 8, 8), 5)], ids=["runs", "resnet"])
+def test_products_of_errors_are_those_of_costs(build, rule):
+    x = torch.zeros(4, 2, 8, 8)
+    cost = step(build(), rule, x)
+    products = dfa.costs(dfa.convert(build(), rule, example=x), x).products
+    assert cost.total("macs", ["error"]) + cost.total("adds", ["error"]) == products
+    assert any(c.direct for c in cost.costs)
+
+
+def test_convolutional_feedback_by_hand():
+    x = torch.zeros(4, 2, 8, 8)
+    cost = step(modules(), dfa.HybridDFA(binary=True), x)
+    by = {(c.layer, c.phase): c for c in cost.costs}
+    first = by["2", "error"]  # from the output of its own module: 8 channels, 3 x 3 taps, 8 x 8 positions
+    assert first.direct and first.adds == 4 * 8 * 8 * 8 * 8 * 9
+    assert first.feedback_bytes == 8 * 8 * 9 / 8
+    assert first.cycles == -(-4 * 8 * 8 // 16) * -(-8 * 9 // 16) * 8
+    assert not by["5", "error"].direct and by["7", "error"].direct
+
+
+def test_an_error_inside_a_module_waits_for_the_modules_output():
+    """Between modules by back-propagation: the lower module's direct error comes after the upper one's errors."""
+    x = torch.zeros(4, 2, 8, 8)
+    layers, sent = _calls(dfa.convert(modules(), dfa.HybridDFA(), example=x), x)
+    cost = step(modules(), dfa.HybridDFA(), x)
+    tasks, _ = _tasks(list(cost.costs), layers, sent)
+    after = {t.name: t.after for t in tasks}
+    assert after["error 2"] == ("error 5",)
+    assert after["error 7"] == ("error 10",)
+    layers, sent = _calls(dfa.convert(modules(), dfa.DFA(), example=x), x)
+    tasks, _ = _tasks(list(step(modules(), dfa.DFA(), x).costs), layers, sent)
+    assert {t.name: t.after for t in tasks}["error 2"] == ("forward 10",)
+
+
+def test_a_layer_called_twice_is_updated_once():
+    shared = nn.Linear(8, 8)
+    cost = step(nn.Sequential(shared, nn.ReLU(), shared, nn.Linear(8, 3)), None, torch.zeros(4, 8))
+    assert [(c.layer, c.phase) for c in cost.costs if c.layer.startswith("0")] == [
+        *(("0", p) for p in ("forward", "gradient", "update")),
+        *(("0 (2)", p) for p in ("forward", "error", "gradient")),
+    ]
+    assert cost.total("macs", ["forward"]) == 2 * 4 * 8 * 8 + 4 * 8 * 3
 
 
 def test_groups_by_hand():

@@ -107,8 +107,8 @@ class StepConfig:
     Args:
         network: vgg16, tracker-head, fc-head, or package.module:function that returns a network and an input; by
             default the first three.
-        rules: Of BP, FA, DFA, "BDFA, stored", "BDFA, generated", CDFA, "CBDFA, stored", "CBDFA, generated"; by default
-            all that fit.
+        rules: Of BP, FA, DFA, "BDFA, stored", "BDFA, generated", CDFA, "CBDFA, stored", "CBDFA, generated",
+            "HybridDFA, 4 groups", "HybridDFA, 4 groups, binary"; by default all that fit.
         chip: bdfa-65nm, bp-65nm, edge-45nm, or a YAML file.
         batch: Samples; by default the example's own.
         out: Folder of the results.

@@ -44,7 +44,10 @@ RULES: dict[str, Rule] = {
     "CDFA": dfa.CDFA(scale="unit"),
     "CBDFA, stored": dfa.CBDFA(scale="unit"),
     "CBDFA, generated": dfa.CBDFA(scale="unit", storage="seeded", generator="lfsr"),
+    "HybridDFA, 4 groups": dfa.HybridDFA(groups=4),
+    "HybridDFA, 4 groups, binary": dfa.HybridDFA(groups=4, binary=True),
 }
+_FOR_CONVOLUTIONS = ("CDFA", "CBDFA", "HybridDFA")
 
 
 def load_network(name: str, batch: int | None = None) -> tuple[nn.Module, Tensor]:
@@ -82,7 +85,7 @@ def steps(
     for label in rules:
         if label not in RULES:
             raise ValueError(f"no rule {label!r}: {', '.join(map(repr, RULES))}.")
-        if label.startswith("C") and not convolutional:
+        if label.startswith(_FOR_CONVOLUTIONS) and not convolutional:
             continue
         cost = step(model, RULES[label], x, chip=chip)
         rows = [

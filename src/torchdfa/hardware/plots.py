@@ -132,6 +132,7 @@ def plot_steps(path: Path, stepped: Sequence[Stepped], title: str) -> None:
             axes.errorbar(range(len(rules)), base, yerr=[-low, high], fmt="none", color="black", lw=1, capsize=3)
             axes.set_xticks(range(len(rules)), rules, rotation=35, ha="right", fontsize=8)
             axes.set(title=f"{network}, batch {own[0].batch}", ylabel="mJ a step")
-        (panels if len(networks) == 1 else panels[0]).legend(frameon=False, fontsize=8)
+        last = panels if len(networks) == 1 else panels[-1]
+        last.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), reverse=True)
 
     _draw(path, 4.2 * len(networks), 4.4, len(networks), fill)

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -19,12 +21,13 @@ import torch
 from torch import Tensor, nn
 
 import torchdfa
-from torchdfa.convert import conversion_of, is_converted
-from torchdfa.feedback import BinaryFeedback, Feedback, SeededFeedback
+from torchdfa.convert import conversion_of, is_converted, watching
+from torchdfa.feedback import BinaryConvFeedback, BinaryFeedback, ConvFeedback, Feedback, SeededFeedback
 from torchdfa.hardware.chip import Chip, load_chip
 from torchdfa.hardware.schedule import Task, period
 from torchdfa.rules import Rule
 from torchdfa.structure import CUTTABLE
+from torchdfa.structure.base import input_of
 from torchdfa.table import align
 
 Phase = Literal["forward", "error", "gradient", "update"]
@@ -51,7 +54,7 @@ class Cost:
         sram_pj: Of on-chip memory.
         dram_pj: Low, middle, high.
         cycles: Of the unit, or of DRAM where that is slower.
-        direct: Whether it is an error that comes from the network's output, and so waits for no other layer's.
+        direct: Whether it is an error that comes from a module's or the network's output, by feedback.
     """
 
     layer: str
@@ -154,48 +157,62 @@ def step(
     model = copy.deepcopy(model)
     if rule is not None:
         torchdfa.convert(model, rule, example=batch[:1])
-    layers = _layers(model, batch)
+    layers, sent = _calls(model, batch)
     if not layers:
         raise ValueError(f"step: {type(model).__name__} has no Linear or convolution layer, whose cost is counted.")
-    local = {n for n, r in conversion_of(model).rules.items() if r.local} if is_converted(model) else set()
     places = _Places(chip, layers)
-    learning = False  # whether a layer below does
     costs: list[Cost] = []
-    for layer in layers:
-        costs.append(_product(chip, layer.name, "forward", places.forward(layer)))
-        feedback = layer.module._modules.get("feedback")
-        if isinstance(feedback, Feedback) and layer.name not in local:
-            costs.append(_direct(places, layer, feedback, stored))
-        elif learning:
-            cost = _product(chip, layer.name, "error", places.transposed(layer))
+    for place, layer in enumerate(layers):
+        costs.append(_product(chip, layer.call, "forward", places.forward(layer)))
+        if layer.sends:
+            cost = _product(chip, layer.call, "error", places.transposed(layer))
             # Feedback alignment does what the transposed weights would, with weights of its own.
-            costs.append(replace(cost, feedback_bytes=places.weights(layer)) if layer.name in local else cost)
+            costs.append(replace(cost, feedback_bytes=places.weights(layer)) if layer.local else cost)
+        costs += [_direct(places, s, stored) for s in sent if s.place == place]
         if layer.learns:
-            costs.append(_product(chip, layer.name, "gradient", places.gradient(layer)))
-            costs.append(_update(chip, layer))
-            learning = True
-    tasks, repeats = _tasks(costs, [layer.name for layer in layers])
+            costs.append(_product(chip, layer.call, "gradient", places.gradient(layer)))
+            if layer.first:
+                costs.append(_update(chip, layer))
     serial = sum(c.cycles for c in costs)
     name = type(rule).__name__ if isinstance(rule, Rule) else ("as converted" if is_converted(model) else "BP")
-    return StepCost(chip, name, len(batch), tuple(costs), serial, period(tasks, repeats))
+    return StepCost(chip, name, len(batch), tuple(costs), serial, period(*_tasks(costs, layers, sent)))
 
 
 @dataclass(frozen=True)
 class _Layer:
     name: str
-    module: nn.Module
+    call: str  # its name; with a number from its second call on
     rows: int  # M: samples times positions
     inner: int  # K: inputs of one output
     outputs: int  # N, of all groups
     groups: int
     input_size: int  # elements of its input
     learns: bool
+    sends: bool  # whether an error goes from its output to its input
+    local: bool  # by feedback in place of its transposed weights
+
+    @property
+    def first(self) -> bool:
+        return self.call == self.name
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """An error that feedback carries from a module's output to an input inside it."""
+
+    call: str  # of what is cut at its input
+    feedback: Feedback
+    products: int
+    output_size: int  # elements
+    hidden_size: int
+    place: int  # of the first layer that runs on the input, in the order of calls
+    source: int  # of the layer that ran last before the output was there
 
 
 @dataclass(frozen=True)
 class _Gemm:
     m: int
-    k: int
+    k: float
     n: int
     groups: int
     a: float  # bytes of each operand in DRAM; none of what stays on chip
@@ -208,34 +225,78 @@ class _Gemm:
         return float(self.m) * self.k * self.n * self.groups
 
 
-def _layers(model: nn.Module, batch: Tensor) -> list[_Layer]:
-    found: list[_Layer] = []
+def _calls(model: nn.Module, batch: Tensor) -> tuple[list[_Layer], list[_Sent]]:
+    """Run the model once; return its layers in the order of their calls, and the errors that feedback carries."""
+    layers: list[_Layer] = []
+    sent: list[_Sent] = []
+    begun: dict[str, list[int]] = {}  # of what is cut, where it begins: calls whose error has not been seen yet
+    counts: Counter[str] = Counter()
+    conversion = conversion_of(model) if is_converted(model) else None
+    local = {n for n, r in conversion.rules.items() if r.local} if conversion else set()
+    fed = {
+        f: n
+        for n, m in model.named_modules()
+        if isinstance(f := m._modules.get("feedback"), Feedback) and n not in local
+    }
 
-    def note(name: str) -> Any:
-        def hook(module: nn.Module, arguments: Any, keywords: Any, output: Tensor) -> None:
-            x: Tensor = arguments[0] if arguments else keywords["input"]
-            weight = module.weight
-            assert isinstance(weight, Tensor)
-            groups = getattr(module, "groups", 1)
-            outputs = weight.shape[0]
-            rows = output.numel() // outputs
-            inner = weight[0].numel()
-            found.append(_Layer(name, module, rows, inner, outputs, groups, x.numel(), weight.requires_grad))
+    def numbered(name: str) -> str:
+        counts[name] += 1
+        return name if counts[name] == 1 else f"{name} ({counts[name]})"
 
-        return hook
+    def begin(name: str, arguments: Any, keywords: Any) -> None:
+        if input_of(name, arguments, keywords).requires_grad:
+            begun.setdefault(name, []).append(len(layers))
 
-    handles = [
-        m.register_forward_hook(note(n), with_kwargs=True) for n, m in model.named_modules() if isinstance(m, CUTTABLE)
-    ]
-    training = model.training
-    try:
-        with torch.no_grad():
-            model.eval()(batch)
-    finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
-    return found
+    def note(name: str, module: nn.Module, arguments: Any, keywords: Any, output: Tensor) -> None:
+        x: Tensor = input_of(name, arguments, keywords)
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        own = name in local and bool(begun.get(name)) and begun[name].pop(0) == len(layers)
+        layers.append(
+            _Layer(
+                name,
+                numbered(name),
+                rows=output.numel() // weight.shape[0],
+                inner=weight[0].numel(),
+                outputs=weight.shape[0],
+                groups=getattr(module, "groups", 1),
+                input_size=x.numel(),
+                learns=weight.requires_grad,
+                sends=x.requires_grad or own,
+                local=own,
+            )
+        )
+
+    def record(output: Tensor, feedbacks: Sequence[Feedback], hidden: Sequence[Tensor]) -> Tensor:
+        for feedback, h in zip(feedbacks, hidden, strict=True):
+            name = fed.get(feedback)
+            if name is None:  # a layer's own, or a recurrent layer's, which is not counted
+                continue
+            place = begun[name].pop(0)
+            call = layers[place].call if layers[place].name == name else numbered(name)
+            products = feedback.products(output.shape, h.shape)
+            sent.append(_Sent(call, feedback, products, output.numel(), h.numel(), place, len(layers) - 1))
+        return output
+
+    with ExitStack() as stack:
+        stack.enter_context(torch.enable_grad())
+        for name, module in model.named_modules():
+            if name in local or name in fed.values():  # before the cut, which detaches the input
+                stack.callback(
+                    module.register_forward_pre_hook(
+                        lambda m, a, k, name=name: begin(name, a, k), prepend=True, with_kwargs=True
+                    ).remove
+                )
+            if isinstance(module, CUTTABLE):  # before the errors of its output are sent
+                stack.callback(
+                    module.register_forward_hook(
+                        lambda m, a, k, y, name=name: note(name, m, a, k, y), prepend=True, with_kwargs=True
+                    ).remove
+                )
+        if conversion:
+            stack.enter_context(watching(conversion, record))
+        model.eval()(batch)
+    return layers, sent
 
 
 class _Places:
@@ -322,38 +383,40 @@ def _product(chip: Chip, layer: str, phase: Phase, g: _Gemm) -> Cost:
     )
 
 
-def _direct(places: _Places, layer: _Layer, feedback: Feedback, stored: bool | None) -> Cost:
-    """Return the cost of an error that comes from the network's output, which stays on chip."""
-    chip, size = places.chip, places.chip.bytes
-    k, h = feedback.errors, feedback.features
-    rows = layer.input_size // h
-    error, written, out = rows * k * size["error"], rows * h * size["error"], places.error(rows * h)
-    binary = isinstance(feedback, BinaryFeedback)
+def _direct(places: _Places, sent: _Sent, stored: bool | None) -> Cost:
+    """Return the cost of an error that feedback carries: each of its elements is a sum of the same number of terms."""
+    chip, size, feedback = places.chip, places.chip.bytes, sent.feedback
+    convolution = feedback.geometry if isinstance(feedback, ConvFeedback) else None
+    entries = feedback.nbytes_float32 / 4
+    rows, terms = sent.hidden_size // feedback.features, sent.products / sent.hidden_size
+    error, written = sent.output_size * size["error"], sent.hidden_size * size["error"]
+    given, out = places.error(sent.output_size), places.error(sent.hidden_size)
+    binary = isinstance(feedback, (BinaryFeedback, BinaryConvFeedback))
     if binary:
         from_memory = not isinstance(feedback, SeededFeedback) if stored is None else stored
-        fetched = k * h / 8 if from_memory else 0.0
+        fetched = entries / 8 if from_memory else 0.0
     else:
-        from_memory, fetched = True, k * h * size["feedback"]
+        from_memory, fetched = True, entries * size["feedback"]
     if not binary or not chip.terms:  # on the MAC array; a sign takes a weight's place
-        cost = _product(chip, layer.name, "error", _Gemm(rows, k, h, 1, 0.0, fetched, out, written))
-        return replace(cost, feedback_bytes=fetched, direct=True)
-    dram = fetched + out
-    terms = float(rows) * k * h
+        groups = convolution.groups if convolution else 1
+        gemm = _Gemm(rows, terms, feedback.features // groups, groups, given, fetched, out, written)
+        return replace(_product(chip, sent.call, "error", gemm), feedback_bytes=fetched, direct=True)
+    dram = fetched + given + out
     passes = math.ceil(rows / chip.lanes)
-    generated = 0.0 if from_memory else float(passes) * k * h
+    generated = 0.0 if from_memory else passes * entries
     # Errors are held at the core's inputs while a lane's features pass, a block of terms at a time.
     sram = error + fetched * passes + written + dram
-    cycles = passes * math.ceil(k / chip.terms) * h
+    cycles = passes * math.ceil(terms / chip.terms) * feedback.features
     return Cost(
-        layer=layer.name,
+        layer=sent.call,
         phase="error",
         unit="direct",
-        adds=terms,
+        adds=float(sent.products),
         sram_bytes=sram,
         dram_bytes=dram,
         feedback_bytes=fetched,
         generated_bits=generated,
-        compute_pj=terms * chip.pj["add"] + generated * chip.pj["sign_bit"],
+        compute_pj=sent.products * chip.pj["add"] + generated * chip.pj["sign_bit"],
         sram_pj=sram * chip.sram_pj,
         dram_pj=_range(chip, dram),
         cycles=max(cycles, dram / chip.dram_bandwidth),
@@ -383,30 +446,36 @@ def _range(chip: Chip, dram: float) -> Range:
     return low, middle, high
 
 
-def _tasks(costs: list[Cost], order: list[str]) -> tuple[list[Task], dict[str, list[str]]]:
+def _tasks(costs: list[Cost], layers: list[_Layer], sent: list[_Sent]) -> tuple[list[Task], dict[str, list[str]]]:
     """Return a step's tasks, and which ones of the step before each waits for.
 
-    A layer's forward pass waits for its own update; a direct error for the output alone; an error through weights for
-    the error above. DRAM is shared as each task counts it.
+    A layer's forward pass waits for its own update; an error for the one at the output that it comes from, which is
+    the layer's own or, carried by feedback, its module's. DRAM is shared as each task counts it.
     """
     by = {(c.layer, c.phase): c for c in costs}
     tasks: list[Task] = []
     repeats: dict[str, list[str]] = {}
-    for i, name in enumerate(order):
-        after = (f"forward {order[i - 1]}",) if i else ()
-        tasks.append(Task(f"forward {name}", "mac", by[name, "forward"].cycles, after))
-        if (name, "update") in by:
-            repeats[f"forward {name}"] = [f"update {name}"]
-    output = f"forward {order[-1]}"
-    at = output  # what the error at the current layer's output waits for
-    for i in range(len(order) - 1, -1, -1):
-        name = order[i]
-        if (gradient := by.get((name, "gradient"))) is not None:
-            tasks.append(Task(f"gradient {name}", "mac", gradient.cycles, (at,)))
-            tasks.append(Task(f"update {name}", "update", by[name, "update"].cycles, (f"gradient {name}",)))
-        error = by.get((name, "error"))
-        if error is not None:
-            needs = output if error.direct else at
-            tasks.append(Task(f"error {name}", error.unit, error.cycles, (needs,)))
-            at = f"error {name}"
+    for i, layer in enumerate(layers):
+        after = (f"forward {layers[i - 1].call}",) if i else ()
+        tasks.append(Task(f"forward {layer.call}", "mac", by[layer.call, "forward"].cycles, after))
+        if layer.learns:
+            repeats[f"forward {layer.call}"] = [f"update {layer.name}"]
+    at = f"forward {layers[-1].call}"
+    outputs = [""] * len(layers)  # what the error at each layer's output waits for
+    gradients: dict[str, list[str]] = {}
+    for i, layer in reversed(list(enumerate(layers))):
+        outputs[i] = at
+        if layer.learns:
+            name = f"gradient {layer.call}"
+            tasks.append(Task(name, "mac", by[layer.call, "gradient"].cycles, (at,)))
+            gradients.setdefault(layer.name, []).append(name)
+            if layer.first:
+                update = by[layer.name, "update"].cycles
+                tasks.append(Task(f"update {layer.name}", "update", update, tuple(gradients[layer.name])))
+        errors = [(layer.call, i)] if layer.sends else []
+        errors += [(s.call, s.source) for s in sent if s.place == i]
+        for call, source in errors:
+            error = by[call, "error"]
+            tasks.append(Task(f"error {call}", error.unit, error.cycles, (outputs[source],)))
+            at = f"error {call}"
     return tasks, repeats
