@@ -474,6 +474,16 @@ def test_cut_runs_give_torchs_values(double):
         torch.testing.assert_close(torch.cat(found), expected)
 
 
+def test_steps_as_one_operator_in_compiled_code():
+    """Its shapes without values are those of its values, and nothing that it is given changes."""
+    x, c = torch.randn(5, 2, 3), torch.randn(2, 4)
+    for make in (nn.LSTM, nn.GRU, nn.RNN):
+        w = weights_of(make(3, 4), "_l0")
+        weights = (t.detach() for t in (w.inward, w.across, w.inward_bias, w.across_bias))
+        arguments = (w.kind, x, *weights, torch.randn(2, 4), c if make is nn.LSTM else None)
+        torch.library.opcheck(torch.ops.torchdfa.cut_steps.default, arguments)
+
+
 def test_second_derivatives_are_refused():
     layer = dfa.convert(nn.Sequential(nn.LSTM(3, 4)), dfa.HybridDFA())[0]
     x = torch.randn(5, 2, 3, requires_grad=True)

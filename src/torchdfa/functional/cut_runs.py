@@ -151,22 +151,56 @@ def cut_runs(w: Weights, x: Tensor, state: State, length: int) -> list[CutRun]:
     with torch.no_grad(), torch.autocast(device, enabled=False):
         given, inward, matrix, h = (t.to(dtype) for t in (x, w.inward, w.across, state[0]))
         inward_bias, bias, c = (None if t is None else t.to(dtype) for t in (w.inward_bias, w.across_bias, state[1]))
-        sums = dense.linear(given.flatten(0, -2), inward, inward_bias).view(*x.shape[:-1], len(inward))
-        packed = dense.pack(matrix, len(h))
-        states, steps = [(h, c)], []
-        for now in sums.unbind():
-            h, c, *kept = cell.step(now, dense.linear(h, packed, bias), h, c)
-            states.append((h, c))
-            steps.append(kept)
-        hs = torch.stack([h for h, _ in states])
-        cs = None if c is None else torch.stack([c for _, c in states if c is not None])
-        kept = [torch.stack(k).split(length) for k in zip(*steps, strict=True)]
+        # A graph of all steps takes long to compile, and is no faster: compiled code calls them as one operator.
+        steps = _operator if torch.compiler.is_compiling() else _steps
+        hs, *rest = steps(w.kind, given, inward, matrix, inward_bias, bias, h, c)
+    cs, kept = (None, rest) if c is None else (rest[0], rest[1:])
     parameters = w.inward, w.across, w.inward_bias, w.across_bias
     entering = _Sums.apply(x, *parameters, (given, hs[:-1], inward), cell.sums * w.hidden).split(length)
     return [
         CutRun(w.kind, part, matrix, (*(_states(s, i * length, length) for s in (hs, cs)), *values))
-        for i, (part, *values) in enumerate(zip(entering, *kept, strict=True))
+        for i, (part, *values) in enumerate(zip(entering, *(k.split(length) for k in kept), strict=True))
     ]
+
+
+def _steps(
+    kind: str,
+    x: Tensor,
+    inward: Tensor,
+    across: Tensor,
+    inward_bias: Tensor | None,
+    across_bias: Tensor | None,
+    h: Tensor,
+    c: Tensor | None,
+) -> list[Tensor]:
+    """Take all steps: h before the first and after each, shape (T + 1, N, H); an LSTM's c; and what cells keep."""
+    cell = _CELLS[kind]
+    gates = dense.linear(x.flatten(0, -2), inward, inward_bias).view(*x.shape[:-1], len(inward))
+    packed = dense.pack(across, len(h))
+    # Steps write into tensors of all steps: gradients are taken of these, and putting them together costs time.
+    states = [torch.cat([s.unsqueeze(0), s.new_empty(len(x), *s.shape)]) for s in (h, c) if s is not None]
+    kept = [gates, torch.empty_like(states[0][1:])] if cell.keeps else []
+    for t in range(len(x)):
+        added = dense.linear(states[0][t], packed, across_bias)
+        cell.step(gates[t], added, *(s[t : t + 2] for s in states), *(k[t] for k in kept[1:]))
+    return [*states, *kept]
+
+
+_LIBRARY = torch.library.Library("torchdfa", "FRAGMENT")
+_LIBRARY.define(
+    "cut_steps(str kind, Tensor x, Tensor inward, Tensor across, Tensor? inward_bias, Tensor? across_bias, Tensor h, "
+    "Tensor? c) -> Tensor[]"
+)
+_LIBRARY.impl("cut_steps", _steps, "CompositeExplicitAutograd")
+_operator = torch.ops.torchdfa.cut_steps.default
+
+
+@torch.library.register_fake("torchdfa::cut_steps", lib=_LIBRARY)
+def _shapes(kind: str, x: Tensor, inward: Tensor, across: Tensor, _: Any, __: Any, h: Tensor, c: Any) -> list[Tensor]:
+    states = [h.new_empty(len(x) + 1, *h.shape) for _ in range(1 if c is None else 2)]
+    if not _CELLS[kind].keeps:
+        return states
+    return [*states, x.new_empty(*x.shape[:-1], len(inward)), h.new_empty(len(x), *h.shape)]
 
 
 def _states(all_steps: Tensor | None, begin: int, length: int) -> Tensor | None:
@@ -175,90 +209,95 @@ def _states(all_steps: Tensor | None, begin: int, length: int) -> Tensor | None:
 
 
 _Back = tuple[Tensor, Tensor | None, Tensor | None]
-_through_sigmoid = torch.ops.aten.sigmoid_backward
-_through_tanh = torch.ops.aten.tanh_backward
+_through_sigmoid = torch.ops.aten.sigmoid_backward.grad_input
+_through_tanh = torch.ops.aten.tanh_backward.grad_input
 
 
 class _LSTM:
-    """A step of an LSTM: h, c, and what the derivative of a run of them asks for."""
+    """A step of an LSTM, which keeps its gates and tanh(c)."""
 
-    sums = 4
+    sums, keeps = 4, True
 
     @staticmethod
-    def step(x: Tensor, across: Tensor, h: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        assert c is not None
-        gates = x + across
-        i, f, g, o = gates.chunk(4, -1)
+    def step(gates: Tensor, across: Tensor, h: Tensor, c: Tensor, squashed: Tensor) -> None:
+        i, f, g, o = gates.add_(across).chunk(4, -1)
         for gate in (i, f, o):
             gate.sigmoid_()
-        g.tanh_()
-        c = torch.addcmul(i * g, f, c)
-        squashed = c.tanh()
-        return o * squashed, c, gates, squashed
+        torch.mul(i, g.tanh_(), out=c[1]).addcmul_(f, c[0])
+        torch.mul(o, torch.tanh(c[1], out=squashed), out=h[1])
 
     @staticmethod
     def back(dy: Tensor, dc: Tensor, hs: Tensor, cs: Tensor, gates: Tensor, squashed: Tensor) -> _Back:
         i, f, g, o = gates.chunk(4, -1)
-        dc = _accumulated(dc + _through_tanh(dy * o, squashed), f)
-        parts = (
-            _through_sigmoid(dc * g, i),
-            _through_sigmoid(dc * cs[:-1], f),
-            _through_tanh(dc * i, g),
-            _through_sigmoid(dy * squashed, o),
-        )
-        return torch.cat(parts, -1), None, dc[0] * f[0]
+        sums = torch.empty_like(gates)
+        di, df, dg, do = sums.chunk(4, -1)
+        dc = _accumulated(torch.ops.aten.tanh_backward(dy * o, squashed).add_(dc), f)
+        _through_sigmoid(dc * g, i, grad_input=di)
+        _through_sigmoid(dc * cs[:-1], f, grad_input=df)
+        _through_tanh(dc * i, g, grad_input=dg)
+        _through_sigmoid(dy * squashed, o, grad_input=do)
+        return sums, None, dc[0] * f[0]
 
 
 class _GRU:
-    """A step of a GRU: h, no c, and what the derivative of a run of them asks for."""
+    """A step of a GRU, which keeps its gates and what the state adds to the last of them."""
 
-    sums = 4
-
-    @staticmethod
-    def step(x: Tensor, across: Tensor, h: Tensor, c: None) -> tuple[Tensor, None, Tensor, Tensor, Tensor, Tensor]:
-        (xr, xz, xn), (hr, hz, hn) = x.chunk(3, -1), across.chunk(3, -1)
-        r, z = (xr + hr).sigmoid(), (xz + hz).sigmoid()
-        n = torch.addcmul(xn, r, hn).tanh()
-        return torch.lerp(n, h, z), None, r, z, n, hn
+    sums, keeps = 4, True
 
     @staticmethod
-    def back(dy: Tensor, dc: None, hs: Tensor, cs: None, r: Tensor, z: Tensor, n: Tensor, hn: Tensor) -> _Back:
+    def step(gates: Tensor, across: Tensor, h: Tensor, added: Tensor) -> None:
+        (r, z, n), (hr, hz, hn) = gates.chunk(3, -1), across.chunk(3, -1)
+        r.add_(hr).sigmoid_()
+        z.add_(hz).sigmoid_()
+        n.addcmul_(r, added.copy_(hn)).tanh_()
+        torch.lerp(n, h[0], z, out=h[1])
+
+    @staticmethod
+    def back(dy: Tensor, dc: None, hs: Tensor, cs: None, gates: Tensor, added: Tensor) -> _Back:
+        r, z, n = gates.chunk(3, -1)
+        sums = gates.new_empty(*gates.shape[:-1], 4 * dy.shape[-1])
+        dr, dz, dn, dhn = sums.chunk(4, -1)
         dh = _accumulated(dy, z)
-        dn = _through_tanh(dh * (1 - z), n)
-        dr, dz = _through_sigmoid(dn * hn, r), _through_sigmoid(dh * (hs[:-1] - n), z)
-        return torch.cat([dr, dz, dn, dn * r], -1), dh[0] * z[0], None
+        _through_tanh(dh * (1 - z), n, grad_input=dn)
+        _through_sigmoid(dn * added, r, grad_input=dr)
+        _through_sigmoid(dh * (hs[:-1] - n), z, grad_input=dz)
+        torch.mul(dn, r, out=dhn)
+        return sums, dh[0] * z[0], None
 
 
 @dataclass(frozen=True)
 class _Plain:
-    """A step of a plain recurrent layer: its activation, and the error through it from the one at its value."""
+    """A step of a plain recurrent layer: its activation, in place, and the error through it, of its value."""
 
     squash: Callable[[Tensor], Tensor]
     through: Callable[[Tensor, Tensor], Tensor]
     sums: ClassVar[int] = 1
+    keeps: ClassVar[bool] = False
 
-    def step(self, x: Tensor, across: Tensor, h: Tensor, c: None) -> tuple[Tensor, None]:
-        return self.squash(x + across), None
+    def step(self, gates: Tensor, across: Tensor, h: Tensor) -> None:
+        self.squash(torch.add(gates, across, out=h[1]))
 
     def back(self, dy: Tensor, dc: None, hs: Tensor, cs: None) -> _Back:
         return self.through(dy, hs[1:]), None, None
 
 
-# ``step`` takes what the inputs and the state add to the gates, (N, gates · H), and the state before. ``back`` takes
-# the errors at a run's outputs and c's, (T, N, H), the h and c before its first step and after each, (T + 1, N, H), and
-# what its steps gave besides; to the errors at the sums, and at the h and c before, but for the recurrent weights.
-# ``sums`` counts the blocks of H numbers that enter the gates: one a gate, and one more where they are not added.
+# ``step`` takes what the inputs, (N, gates · H), and the state add to the gates, and h and an LSTM's c before and
+# after, (2, N, H), of which it writes the latter; where it ``keeps`` them, it leaves the gates' values in place of the
+# former, and writes another (N, H). ``back`` takes the errors at a run's outputs and c's, (T, N, H), the h and c before
+# its first step and after each, (T + 1, N, H), and what was kept; to the errors at the sums, and at the h and c before,
+# but for the recurrent weights. ``sums`` counts the blocks of H numbers that enter the gates: one a gate, and one more
+# where they are not added.
 _CELLS = {
     "lstm": _LSTM,
     "gru": _GRU,
-    "tanh": _Plain(torch.tanh, _through_tanh),
-    "relu": _Plain(torch.relu, lambda dy, y: dy * (y > 0)),
+    "tanh": _Plain(torch.tanh_, torch.ops.aten.tanh_backward),
+    "relu": _Plain(torch.relu_, lambda dy, y: dy * (y > 0)),
 }
 
 
 def _accumulated(errors: Tensor, passed: Tensor) -> Tensor:
     """Return ``d_t = errors_t + passed_{t+1} d_{t+1}``: the errors at states of which a share passes to the next."""
     total = [errors[-1]]
-    for own, share in zip(errors[:-1].flip(0), passed[1:].flip(0), strict=True):
-        total.append(torch.addcmul(own, share, total[-1]))
+    for t in range(len(errors) - 2, -1, -1):
+        total.append(torch.addcmul(errors[t], passed[t + 1], total[-1]))
     return torch.stack(total[::-1])
