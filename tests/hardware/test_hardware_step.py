@@ -1,5 +1,6 @@
 """The cost of a training step, against counts by hand and PyTorch's own counter."""
 
+import re
 from itertools import pairwise
 
 import pytest
@@ -213,9 +214,47 @@ def test_chips_are_read_and_errors_say_what_is_wrong(tmp_path):
         load_chip("none")
     (tmp_path / "mine.yaml").write_text("base: edge-45nm\nclock_mhz: 400\n")
     assert load_chip(tmp_path / "mine.yaml").megahertz == 400
-    (tmp_path / "bad.yaml").write_text("base: edge-45nm\nmac: {rows: 4}\n")
-    with pytest.raises(ValueError, match="'columns' is missing"):
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("clock: 400", "'clock' is unknown, expected about, nanometres, clock_mhz"),
+        ("direct: {terms: 16, lane: 4}", "direct.lane is unknown, expected terms, lanes"),
+        ("mac: {rows: 16.9}", "mac.rows=16.9, expected a whole number"),
+        ("mac: 16", "mac=16, expected rows, columns"),
+        ("direct: {lanes: 0}", "direct.lanes=0, expected more than 0"),
+        ("sram: {kib: '256'}", "sram.kib='256', expected a number"),
+        ("nanometres: 7", "no memory figures for 7 nm, there are those of 45, 65, 90 nm: give sram.pj_per_byte"),
+        ("sram: {kib: 2048}", "from 4 to 1024 KiB: give sram.pj_per_byte"),
+        ("clock_mhz: -5", "clock_mhz=-5, expected more than 0"),
+        ("dram: {pj_per_bit: [4, 20]}", "expected three numbers: low, middle, high"),
+        ("about: 3", "about=3, expected text"),
+    ],
+)
+def test_a_chip_that_is_wrong_says_where(text, said, tmp_path):
+    (tmp_path / "bad.yaml").write_text(f"base: edge-45nm\n{text}\n")
+    with pytest.raises(ValueError, match=re.escape(said)):
         load_chip(tmp_path / "bad.yaml")
+
+
+def test_a_chip_says_only_what_is_not_as_in_its_base(tmp_path):
+    path = tmp_path / "edge-45nm.yaml"
+    path.write_text("base: edge-45nm\nmac: {rows: 4}\nsram: {pj_per_byte: 0}\n")
+    chip, base = load_chip(path), load_chip("edge-45nm")
+    assert (chip.rows, chip.columns, chip.sram_pj, chip.sram_bytes) == (4, base.columns, 0, base.sram_bytes)
+    assert chip.name.startswith("edge-45nm-") and base.name == "edge-45nm"
+    path.write_text("about: nothing else\n")
+    with pytest.raises(ValueError, match="'nanometres' is missing"):
+        load_chip(path)
+
+
+def test_time_follows_the_clock(tmp_path):
+    path = tmp_path / "fast.yaml"
+    path.write_text("base: bdfa-65nm\nclock_mhz: 400\n")
+    slow, fast = (str(step(head(24, 16, 5), None, torch.zeros(8, 24), chip=c)) for c in ("bdfa-65nm", path))
+    ms = [float(re.search(r"; (.*) ms at", text)[1]) for text in (slow, fast)]
+    assert ms[0] == pytest.approx(2 * ms[1], rel=0.01)
 
 
 def test_memories_lie_between_their_neighbours():

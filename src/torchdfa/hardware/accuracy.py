@@ -56,6 +56,15 @@ class AccuracyConfig:
         if self.data not in get_args(Data):
             raise ValueError(f"AccuracyConfig: data={self.data!r}, expected one of {', '.join(get_args(Data))}.")
 
+    @property
+    def settings(self) -> str:
+        """What all heads have in common, in words."""
+        hidden = " × ".join(map(str, self.hidden))
+        common = f"hidden {hidden}, {self.epochs} epochs, rate {self.lr:g}"
+        if self.data == "digits":
+            return common
+        return f"{common}, {self.train_size:,} images, trunk {self.trunk_epochs} epochs"
+
 
 @dataclass(frozen=True)
 class Examples:
@@ -110,7 +119,7 @@ def train_heads(
                 test = 100 * float((head.predict(data.test_x) == data.test_y).mean())
                 train = 100 * float((head.predict(data.x) == data.y).mean())
                 seconds = time.monotonic() - start
-                yield Trained(config.data, method, name, seed, test, train, config.epochs, config.lr, seconds)
+                yield Trained(config.data, method, name, config.settings, seed, test, train, seconds)
 
 
 def _train(

@@ -40,10 +40,12 @@ def sram_picojoules(kibibytes: float, nanometres: int) -> float:
     }
     if not found:
         processes = sorted({int(r["nm"]) for r in rows})
-        raise ValueError(f"no memory figures for {nanometres} nm; there are those of {processes} nm.")
+        there = ", ".join(map(str, processes))
+        raise ValueError(f"no memory figures for {nanometres} nm, there are those of {there} nm: give sram.pj_per_byte")
     sizes = sorted(found)
     if not sizes[0] <= kibibytes <= sizes[-1]:
-        raise ValueError(f"a memory of {kibibytes:g} KiB; the figures go from {sizes[0]:g} to {sizes[-1]:g} KiB.")
+        there = f"{sizes[0]:g} to {sizes[-1]:g} KiB"
+        raise ValueError(f"a memory of {kibibytes:g} KiB; the figures go from {there}: give sram.pj_per_byte")
     word = np.exp(np.interp(np.log(kibibytes), np.log(sizes), np.log([found[s] for s in sizes])))
     return float(word) / (WORD_BITS / 8)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -18,7 +19,7 @@ class Chip:
     """What ``torchdfa.hardware.step`` needs of a chip.
 
     Attributes:
-        name: Of its file.
+        name: Of its file; of a user's, with six digits of what it holds.
         about: What it is.
         megahertz: Clock.
         rows: Of the MAC array: outputs of one sample that are accumulated side by side.
@@ -66,33 +67,108 @@ def load_chip(name: str | Path) -> Chip:
     """
     fields = _read(name)
     try:
-        direct = fields["direct"] or {"terms": 0, "lanes": 0}
-        sram = fields["sram"]
-        low, middle, high = (8.0 * x for x in fields["dram"]["pj_per_bit"])
-        per_byte = sram.get("pj_per_byte") or sram_picojoules(float(sram["kib"]), int(fields["nanometres"]))
+        _demand_known(fields)
+        low, middle, high = (8.0 * x for x in _dram(fields))
+        kib, per_byte = _number(fields, "sram", "kib"), fields["sram"].get("pj_per_byte")
+        if per_byte is None:
+            per_byte = sram_picojoules(kib, _count(fields, "nanometres"))
+        core = fields["direct"] is not None
         chip = Chip(
-            name=Path(name).stem,
-            about=" ".join(fields["about"].split()),
-            megahertz=float(fields["clock_mhz"]),
-            rows=int(fields["mac"]["rows"]),
-            columns=int(fields["mac"]["columns"]),
-            terms=int(direct["terms"]),
-            lanes=int(direct["lanes"]),
-            update_lanes=int(fields["update"]["lanes"]),
-            bytes={k: float(fields["bytes"][k]) for k in ("activation", "error", "weight", "velocity", "feedback")},
-            sram_bytes=int(sram["kib"] * 1024),
-            sram_pj=float(per_byte),
+            name=_name(name),
+            about=_text(fields, "about"),
+            megahertz=_number(fields, "clock_mhz"),
+            rows=_count(fields, "mac", "rows"),
+            columns=_count(fields, "mac", "columns"),
+            terms=_count(fields, "direct", "terms") if core else 0,
+            lanes=_count(fields, "direct", "lanes") if core else 0,
+            update_lanes=_count(fields, "update", "lanes"),
+            bytes={k: _number(fields, "bytes", k) for k in _KEYS["bytes"]},
+            sram_bytes=int(kib * 1024),
+            sram_pj=_number({"sram": {"pj_per_byte": per_byte}}, "sram", "pj_per_byte"),
             dram_pj=(low, middle, high),
-            dram_bandwidth=float(fields["dram"]["bytes_per_cycle"]),
-            pj={k: float(fields["picojoules"][k]) for k in ("mac", "add", "sign_bit", "weight_update")},
-            sources=" ".join(fields["energies_from"].split()),
+            dram_bandwidth=_number(fields, "dram", "bytes_per_cycle"),
+            pj={k: _number(fields, "picojoules", k) for k in _KEYS["picojoules"]},
+            sources=_text(fields, "energies_from"),
         )
         _demand_sound(chip)
         return chip
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise ValueError(
-            f"chip {name}: {error} is missing or of the wrong kind; bdfa-65nm.yaml is an example."
-        ) from error
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"chip {name}: {error}; bdfa-65nm.yaml is an example.") from error
+
+
+# What a file says: one value, or more by name.
+_KEYS: dict[str, tuple[str, ...]] = {
+    "about": (),
+    "nanometres": (),
+    "clock_mhz": (),
+    "mac": ("rows", "columns"),
+    "direct": ("terms", "lanes"),
+    "update": ("lanes",),
+    "bytes": ("activation", "error", "weight", "velocity", "feedback"),
+    "sram": ("kib", "pj_per_byte"),
+    "dram": ("pj_per_bit", "bytes_per_cycle"),
+    "picojoules": ("mac", "add", "sign_bit", "weight_update"),
+    "energies_from": (),
+}
+
+
+def _demand_known(fields: Mapping[str, Any]) -> None:
+    """Refuse names that nothing would read, such as misspelled ones, and what is not there at all."""
+    for name, value in fields.items():
+        if name not in _KEYS:
+            raise ValueError(f"{name!r} is unknown, expected {', '.join(_KEYS)}")
+        for part in value if isinstance(value, Mapping) else ():
+            if part not in _KEYS[name]:
+                raise ValueError(f"{name}.{part} is unknown, expected {', '.join(_KEYS[name]) or 'one value'}")
+    for name, parts in _KEYS.items():
+        if name not in fields:
+            raise ValueError(f"{name!r} is missing")
+        optional_core = name == "direct" and fields[name] is None
+        if parts and not isinstance(fields[name], Mapping) and not optional_core:
+            raise ValueError(f"{name}={fields[name]!r}, expected {', '.join(parts)}")
+
+
+def _value(fields: Mapping[str, Any], *path: str) -> Any:
+    value: Any = fields
+    for part in path:
+        if part not in value:
+            raise ValueError(f"{'.'.join(path)} is missing")
+        value = value[part]
+    return value
+
+
+def _number(fields: Mapping[str, Any], *path: str) -> float:
+    value = _value(fields, *path)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{'.'.join(path)}={value!r}, expected a number")
+    return float(value)
+
+
+def _count(fields: Mapping[str, Any], *path: str) -> int:
+    value = _number(fields, *path)
+    if not value.is_integer():
+        raise ValueError(f"{'.'.join(path)}={value:g}, expected a whole number")
+    return int(value)
+
+
+def _dram(fields: Mapping[str, Any]) -> list[float]:
+    found = _value(fields, "dram", "pj_per_bit")
+    if not isinstance(found, list) or len(found) != 3:
+        raise ValueError(f"dram.pj_per_bit={found!r}, expected three numbers: low, middle, high")
+    return [_number({"dram.pj_per_bit": x}, "dram.pj_per_bit") for x in found]
+
+
+def _text(fields: Mapping[str, Any], name: str) -> str:
+    if not isinstance(fields[name], str):
+        raise ValueError(f"{name}={fields[name]!r}, expected text")
+    return " ".join(fields[name].split())
+
+
+def _name(name: str | Path) -> str:
+    """Return what a chip is called: a user's file by what it holds as well, since it may change, or be called alike."""
+    if str(name) in chips():
+        return str(name)
+    return f"{Path(name).stem}-{hashlib.sha256(Path(name).read_bytes()).hexdigest()[:6]}"
 
 
 def _demand_sound(chip: Chip) -> None:
@@ -105,12 +181,14 @@ def _demand_sound(chip: Chip) -> None:
         "sram.kib": chip.sram_bytes,
         "dram.bytes_per_cycle": chip.dram_bandwidth,
     }
-    others = {"direct.terms": chip.terms, "direct.lanes": chip.lanes, "sram.pj_per_byte": chip.sram_pj}
+    if chip.terms:
+        positive["direct.lanes"] = chip.lanes
+    others = {"direct.terms": chip.terms, "sram.pj_per_byte": chip.sram_pj}
     others |= {f"dram.pj_per_bit[{i}]": value for i, value in enumerate(chip.dram_pj)}
     others |= {f"bytes.{k}": v for k, v in chip.bytes.items()} | {f"picojoules.{k}": v for k, v in chip.pj.items()}
     for where, value in {**positive, **others}.items():
         if not (0 <= value < float("inf")) or (where in positive and not value):
-            raise ValueError(f"{where}={value}")
+            raise ValueError(f"{where}={value:g}, expected {'more than 0' if where in positive else 'at least 0'}")
 
 
 def _read(name: str | Path) -> dict[str, Any]:
@@ -133,4 +211,10 @@ def _read(name: str | Path) -> dict[str, Any]:
     # A described chip may stand on one of the package's, not on any file of the machine, nor on itself.
     if base not in chips() or base == name:
         raise ValueError(f"chip {name}: base: {base!r}, expected one of {', '.join(chips())}.")
-    return {**_read(base), **fields}
+    below = _read(base)
+    # What a file does not say of a part is as there, too; null: there is no such part.
+    return below | {k: {**below[k], **v} if _both_mappings(below.get(k), v) else v for k, v in fields.items()}
+
+
+def _both_mappings(a: Any, b: Any) -> bool:
+    return isinstance(a, Mapping) and isinstance(b, Mapping)

@@ -24,6 +24,7 @@ class Saving:
         depc: Its design's name.
         mac: The BP core's.
         library: Of both.
+        size: Of both.
         wires: As in :class:`Measured`.
         stream: What both were fed with.
         delays: ``zero`` or ``timed``.
@@ -34,6 +35,7 @@ class Saving:
     depc: str
     mac: str
     library: str
+    size: str
     wires: float
     stream: str
     delays: str
@@ -43,22 +45,26 @@ class Saving:
     @property
     def implied_share(self) -> float:
         """Percent of BP's core in parts common to both at which the whole core saves what the paper says; < 0: none."""
-        return 100 * (1 - PAPER / self.energy) if self.energy else float("-inf")
+        return 100 * (1 - PAPER / self.energy) if self.energy > 0 else float("-inf")
 
 
 def savings(measured: Sequence[Measured], synthesised: Sequence[Synthesised]) -> list[Saving]:
     """Return every pair of a DEPC and a BP core that were measured alike."""
-    areas = {(s.library, s.design): s.area for s in synthesised}
+    areas = {(s.library, s.size, s.design): s.area for s in synthesised}
     found = []
     for m in measured:
         for d in measured:
-            same = (m.library, m.wires, m.stream, m.delays) == (d.library, d.wires, d.stream, d.delays)
-            if same and m.design.startswith("mac") and d.design.startswith("depc"):
-                sizes = areas.get((m.library, m.design)), areas.get((m.library, d.design))
-                area = 100 * (1 - sizes[1] / sizes[0]) if sizes[0] and sizes[1] else float("nan")
+            if _alike(m) == _alike(d) and m.design.startswith("mac") and d.design.startswith("depc"):
+                before, after = (areas.get((c.library, c.size, c.design)) for c in (m, d))
+                area = 100 * (1 - after / before) if before and after else float("nan")
                 energy = 100 * (1 - d.per_term / m.per_term)
-                found.append(Saving(d.design, m.design, m.library, m.wires, m.stream, m.delays, energy, area))
+                found.append(Saving(d.design, m.design, *_alike(m), energy, area))
     return found
+
+
+def _alike(m: Measured) -> tuple[str, str, float, str, str]:
+    """Return what two cores must have in common to be compared."""
+    return m.library, m.size, m.wires, m.stream, m.delays
 
 
 def core_saving(datapath: float, share: float) -> float:
@@ -91,12 +97,12 @@ def fetches(measured: Sequence[Measured], batches: Sequence[int] = (1, 32)) -> l
         for memory, pj in DRAM_PJ.items()
         for batch in batches
     ]
-    by = {(m.design, m.library, m.wires, m.stream, m.delays): m for m in measured}
+    by = {(m.design, *_alike(m)): m for m in measured}
     delays = "timed" if any(m.delays == "timed" for m in measured) else "zero"
-    for (design, library, wires, stream, how), m in by.items():
-        if design == "depc-generator" and how == delays and stream == "uniform" and wires == 1:
-            stored = by.get(("depc-stored", library, wires, stream, how))
+    for m in measured:
+        if m.design == "depc-generator" and m.delays == delays and m.stream == "uniform" and m.wires == 1:
+            stored = by.get(("depc-stored", *_alike(m)))
             if stored is not None:
                 extra = m.per_term - stored.per_term
-                found.append(Fetch(f"generated sign ({library}, {how})", "", 1, extra))
+                found.append(Fetch(f"generated sign ({m.library}, {delays})", "", 1, extra))
     return found

@@ -45,6 +45,10 @@ class Parameters:
             if not low <= (value := getattr(self, name)) <= high:
                 raise ValueError(f"Parameters: {name}={value}, expected {low} to {high}.")
 
+    def __str__(self) -> str:
+        lanes = f"{self.lanes} lane{'s' if self.lanes > 1 else ''}"
+        return f"{self.terms} terms, {self.width}-bit errors, {lanes}, sums of {self.blocks} cycles"
+
 
 @dataclass(frozen=True)
 class Design:

@@ -36,9 +36,7 @@ def synthesise_all(
         path_ns = 0.0 if process.library is GENERIC else netlist.timing.nanoseconds
         cells, flops = len(netlist.instances), len(netlist.flops)
         leakage = netlist.watts / 1e-6
-        return Synthesised(
-            name, process.library.name, p.terms, p.lanes, cells, flops, netlist.area, path_ns, leakage, seconds
-        )
+        return Synthesised(name, process.library.name, str(p), cells, flops, netlist.area, path_ns, leakage, seconds)
 
     with ThreadPoolExecutor(jobs) as pool:
         yield from pool.map(one, names)
@@ -94,6 +92,7 @@ def measure_all(
                     Measured(
                         name,
                         process.library.name,
+                        str(p),
                         wires,
                         stream,
                         delays,

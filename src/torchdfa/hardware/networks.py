@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
@@ -26,10 +27,10 @@ def _fc(*widths: int) -> nn.Module:
 
 
 NETWORKS: dict[str, tuple[str, Callable[[], nn.Module], tuple[int, ...], int]] = {
-    "vgg16": ("VGG-16 on CIFAR-10, batch 32", lambda: VGG16().build((3, 32, 32), 10), (3, 32, 32), 32),
-    "tracker-head": ("MDNet's head 4608-512-512-2, batch 128", lambda: _fc(4608, 512, 512, 2), (4608,), 128),
+    "vgg16": ("VGG-16 on CIFAR-10", lambda: VGG16().build((3, 32, 32), 10), (3, 32, 32), 32),
+    "tracker-head": ("MDNet's head 4608-512-512-2", lambda: _fc(4608, 512, 512, 2), (4608,), 128),
     "fc-head": (
-        "VGG's ImageNet head 25088-4096-4096-1000, batch 32",
+        "VGG's ImageNet head 25088-4096-4096-1000",
         lambda: _fc(25088, 4096, 4096, 1000),
         (25088,),
         32,
@@ -54,8 +55,10 @@ def load_network(name: str, batch: int | None = None) -> tuple[nn.Module, Tensor
     """Return a network and an input: a worked example, or what ``package.module:function`` returns of both.
 
     Raises:
-        ValueError: There is none of that name.
+        ValueError: There is none of that name; ``batch`` is none.
     """
+    if batch is not None and batch < 1:
+        raise ValueError(f"batch={batch}, expected at least 1.")
     if name in NETWORKS:
         _, build, shape, own = NETWORKS[name]
         with torch.random.fork_rng(devices=[]):
@@ -66,6 +69,10 @@ def load_network(name: str, batch: int | None = None) -> tuple[nn.Module, Tensor
             f"no network {name!r}: one of {', '.join(NETWORKS)}, or package.module:function, a function that "
             "returns a network and an input of it."
         )
+    if batch is not None:
+        raise ValueError(f"network {name!r} makes its own input: leave batch={batch} out, and change the function.")
+    if "" not in sys.path:  # as python -m has it, and an installed command has not: the current folder
+        sys.path.insert(0, "")
     try:
         found = getattr(importlib.import_module(module), function)()
     except (ImportError, AttributeError) as error:
@@ -79,12 +86,17 @@ def load_network(name: str, batch: int | None = None) -> tuple[nn.Module, Tensor
 def steps(
     name: str, chip: Chip, rules: list[str], batch: int | None = None
 ) -> Iterator[tuple[StepCost, list[Stepped]]]:
-    """Yield the cost of a step under each rule, and its rows; rules for convolutions only where there are some."""
-    model, x = load_network(name, batch)
-    convolutional = any(isinstance(m, CONVOLUTIONS) for m in model.modules())
+    """Yield the cost of a step under each rule, and its rows; rules for convolutions only where there are some.
+
+    Raises:
+        ValueError: A rule or the network is unknown.
+    """
     for label in rules:
         if label not in RULES:
             raise ValueError(f"no rule {label!r}: {', '.join(map(repr, RULES))}.")
+    model, x = load_network(name, batch)
+    convolutional = any(isinstance(m, CONVOLUTIONS) for m in model.modules())
+    for label in rules:
         if label.startswith(_FOR_CONVOLUTIONS) and not convolutional:
             continue
         cost = step(model, RULES[label], x, chip=chip)

@@ -110,12 +110,12 @@ def plot_fetches(path: Path, fetches: Sequence[Fetch], core: float, title: str) 
 
 
 def plot_steps(path: Path, stepped: Sequence[Stepped], title: str) -> None:
-    """Draw a step's energy by phase under each rule, a panel a network; whiskers are DRAM's range."""
-    networks = list(dict.fromkeys(s.network for s in stepped))
+    """Draw a step's energy by phase under each rule, a panel a network and batch; whiskers are DRAM's range."""
+    networks = list(dict.fromkeys((s.network, s.batch) for s in stepped))
 
     def fill(panels: Any) -> None:
-        for axes, network in zip(panels if len(networks) > 1 else [panels], networks, strict=True):
-            own = [s for s in stepped if s.network == network]
+        for axes, (network, batch) in zip(panels if len(networks) > 1 else [panels], networks, strict=True):
+            own = [s for s in stepped if (s.network, s.batch) == (network, batch)]
             rules = list(dict.fromkeys(s.rule for s in own))
             base = np.zeros(len(rules))
             for phase in PHASES:
@@ -131,7 +131,7 @@ def plot_steps(path: Path, stepped: Sequence[Stepped], title: str) -> None:
             )
             axes.errorbar(range(len(rules)), base, yerr=[-low, high], fmt="none", color="black", lw=1, capsize=3)
             axes.set_xticks(range(len(rules)), rules, rotation=35, ha="right", fontsize=8)
-            axes.set(title=f"{network}, batch {own[0].batch}", ylabel="mJ a step")
+            axes.set(title=f"{network}, batch {batch}", ylabel="mJ a step")
         last = panels if len(networks) == 1 else panels[-1]
         last.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), reverse=True)
 

@@ -68,9 +68,11 @@ def write_report(folder: Path) -> list[Path]:
     text = ["# The accelerator, measured", "", *_heads(checks, trained)]
     if synthesised:
         text += _synthesis(synthesised)
-    for library in dict.fromkeys(m.library for m in measured):
-        mine = [m for m in measured if m.library == library]
-        text += _power(folder, library, mine, synthesised, written)
+    for library, size in dict.fromkeys((m.library, m.size) for m in measured):
+        mine = [m for m in measured if (m.library, m.size) == (library, size)]
+        # A name of its own only where a library was measured at more than one size.
+        name = library if len({m.size for m in measured if m.library == library}) == 1 else f"{library}, {size}"
+        text += _power(folder, name, mine, synthesised, written)
     for chip in dict.fromkeys(s.chip for s in stepped):
         text += _step(folder, chip, [s for s in stepped if s.chip == chip], written)
     if crosschecked:
@@ -113,18 +115,16 @@ def _heads(checks: Sequence[Check], trained: Sequence[Trained]) -> Iterator[str]
             "tree, generator, softmax table and momentum unit, batch 32. Mean ± standard deviation over the seeds."
         )
         yield ""
-        groups = dict.fromkeys((t.data, t.method, t.arithmetic) for t in trained)
+        groups: dict[tuple[str, ...], list[Trained]] = {}
+        for t in trained:
+            groups.setdefault((t.data, t.method, t.settings, t.arithmetic), []).append(t)
         lines = []
-        for data, method, arithmetic in groups:
-            own = [t for t in trained if (t.data, t.method, t.arithmetic) == (data, method, arithmetic)]
-            by_seed = {
-                t.seed: t.test_top1 for t in trained if (t.data, t.method, t.arithmetic) == (data, method, "float64")
-            }
+        for (data, method, settings, arithmetic), own in groups.items():
+            by_seed = {t.seed: t.test_top1 for t in groups.get((data, method, settings, "float64"), ())}
             gaps = [t.test_top1 - by_seed[t.seed] for t in own if t.seed in by_seed]
             gap = "" if arithmetic == "float64" or not gaps else spread(gaps, "+.2f")
             tests, trains = spread([t.test_top1 for t in own]), spread([t.train_top1 for t in own])
-            settings = f"{own[0].epochs} epochs, rate {own[0].lr:g}, {len(own)} seeds"
-            lines.append((data, method, arithmetic, tests, gap, trains, settings))
+            lines.append((data, method, arithmetic, tests, gap, trains, f"{settings}; seeds: {len(own)}"))
         head = ("data", "method", "arithmetic", "test top-1 %", "to float64", "train top-1 %", "settings")
         yield from markdown(head, lines)
         yield ""
@@ -141,34 +141,38 @@ _AGAINST = {
 
 def _synthesis(synthesised: Sequence[Synthesised]) -> Iterator[str]:
     yield from ("## Synthesis", "")
-    first = synthesised[0]
+    sizes = list(dict.fromkeys(s.size for s in synthesised))
     yield (
-        f"Cores of {first.terms} terms a cycle, {first.lanes} lane{'s' if first.lanes > 1 else ''}, 16-bit errors. "
+        f"Cores: {'; '.join(sizes)}. "
         "Area in the library's unit (µm²; transistors for generic gates); path: the longest between registers, own "
         "static timing, the clock ideal, multipliers in one cycle."
     )
     yield ""
     lines = [
         (
-            s.design, DESIGNS[s.design].about if s.design in DESIGNS else "", s.library, f"{s.cells:,}", f"{s.flops:,}",
+            s.design, DESIGNS[s.design].about if s.design in DESIGNS else "", s.library,
+            *((s.size,) if len(sizes) > 1 else ()), f"{s.cells:,}", f"{s.flops:,}",
             f"{s.area:,.0f}", f"{s.path_ns:.2f}" if s.path_ns else "–", f"{s.leakage_uw:.3g}",
         )
         for s in synthesised
     ]  # fmt: skip
-    head = ("design", "what", "library", "cells", "flip-flops", "area", "path, ns", "leakage, µW")
+    of_sizes = ("size",) if len(sizes) > 1 else ()
+    head = ("design", "what", "library", *of_sizes, "cells", "flip-flops", "area", "path, ns", "leakage, µW")
     yield from markdown(head, lines)
     yield ""
 
 
 def _power(
-    folder: Path, library: str, measured: Sequence[Measured], synthesised: Sequence[Synthesised], written: list[Path]
+    folder: Path, name: str, measured: Sequence[Measured], synthesised: Sequence[Synthesised], written: list[Path]
 ) -> Iterator[str]:
-    nominal = [m for m in measured if m.wires == 1] or list(measured)
+    widest = max(m.wires for m in measured)
+    nominal = [m for m in measured if m.wires == 1] or [m for m in measured if m.wires == widest]
     delays = "timed" if any(m.delays == "timed" for m in nominal) else "zero"
     how = "gate delays, glitches counted" if delays == "timed" else "no delays, glitches not counted"
-    yield from (f"## Energy of the cores: {library}", "")
-    path = folder / f"energy-{library}.png"
-    plots.plot_energy(path, nominal, f"{library}, {how}; lines: without delays")
+    how += "" if nominal[0].wires == 1 else f", wires × {nominal[0].wires:g}"
+    yield from (f"## Energy of the cores: {name}", "")
+    path = folder / f"energy-{_file(name)}.png"
+    plots.plot_energy(path, nominal, f"{name}, {how}; lines: without delays")
     written.append(path)
     yield f"![Picojoules a term of every core and stream]({path.name})"
     yield ""
@@ -191,7 +195,7 @@ def _power(
     found = savings(measured, synthesised)
     mine = [s for s in found if s.wires == nominal[0].wires and s.delays == delays]
     yield (
-        f"The same terms a cycle, the same errors, {library}, {how}. Energy saved, percent a term; area saved; and at "
+        f"The same terms a cycle, the same errors, {name}, {how}. Energy saved, percent a term; area saved; and at "
         f"which share of common parts a whole core would save the paper's {PAPER} %."
     )
     yield ""
@@ -202,7 +206,8 @@ def _power(
         implied = f"{min(shares):.0f} to {max(shares):.0f} %" if shares else "none"
         if len(shares) < len(own):
             implied += " *"
-        area = f"{next(iter(own.values())).area:.0f}"
+        areas = [s.area for s in own.values() if s.area == s.area]
+        area = f"{areas[0]:.0f}" if areas else "–"
         lines.append((depc, mac, *(f"{own[s].energy:.0f}" if s in own else "" for s in streams), area, implied))
     yield from markdown(("DEPC", "against", *streams, "area", f"share at {PAPER} %"), lines)
     yield ""
@@ -211,8 +216,8 @@ def _power(
         yield ""
     generated = [s for s in mine if s.depc == "depc-generator"]
     if generated:
-        path = folder / f"share-{library}.png"
-        plots.plot_share(path, generated, f"depc-generator, {library}, {how}")
+        path = folder / f"share-{_file(name)}.png"
+        plots.plot_share(path, generated, f"depc-generator, {name}, {how}")
         written.append(path)
         yield f"![Saving of a whole core against the share of its power in common parts]({path.name})"
         yield ""
@@ -240,8 +245,8 @@ def _power(
     costs = fetches(nominal)
     core = by.get(("depc-generator", "uniform", delays))
     if core is not None:
-        path = folder / f"feedback-{library}.png"
-        plots.plot_fetches(path, costs, core.per_term, f"having feedback, a term; generator: {library}, uniform")
+        path = folder / f"feedback-{_file(name)}.png"
+        plots.plot_fetches(path, costs, core.per_term, f"having feedback, a term; generator: {name}, uniform")
         written.append(path)
         yield f"![Energy of having feedback, a term]({path.name})"
         yield ""
@@ -262,14 +267,14 @@ def _step(folder: Path, chip: str, stepped: Sequence[Stepped], written: list[Pat
         yield ""
     except ValueError:
         pass  # a user's file, not here any more
-    path = folder / f"step-{Path(chip).stem}.png"
+    path = folder / f"step-{_file(chip)}.png"
     plots.plot_steps(path, stepped, chip)
     written.append(path)
     yield f"![Energy of a step by phase and rule]({path.name})"
     yield ""
-    for network in dict.fromkeys(s.network for s in stepped):
-        own = [s for s in stepped if s.network == network]
-        yield f"**{NETWORKS[network][0] if network in NETWORKS else network}**"
+    for network, batch in dict.fromkeys((s.network, s.batch) for s in stepped):
+        own = [s for s in stepped if (s.network, s.batch) == (network, batch)]
+        yield f"**{NETWORKS[network][0] if network in NETWORKS else network}, batch {batch}**"
         yield ""
         lines = []
         base = next((s for s in own if s.rule == "BP"), own[0])
@@ -298,7 +303,7 @@ def _step(folder: Path, chip: str, stepped: Sequence[Stepped], written: list[Pat
         head = ("rule", "M MACs", "M adds", "DRAM MB", "feedback kB", *phases, energy, "saved %", "time", "pipelined")
         yield from markdown(head, lines)
         yield ""
-        yield _shares(own)
+        yield _shares(own) if base.rule == "BP" else f"Saved, and time: against {base.rule}; BP was not run."
         yield ""
     yield (
         "Time: cycles a step relative to BP's, the units one after the other; pipelined: each unit goes on as soon as "
@@ -319,6 +324,11 @@ def _shares(own: Sequence[Stepped]) -> str:
         f"Under BP {100 * error / total:.1f} % of the step's energy is the error phase, all that the rules change; "
         f"{best} leaves {100 * left / total:.2f} %. The other {100 * (1 - error / total):.1f} % stay."
     )
+
+
+def _file(name: str) -> str:
+    """Return a name as part of a file's, which Markdown and HTML show as it is."""
+    return re.sub(r"[^\w.-]+", "-", name)
 
 
 def _millijoules(stepped: Iterable[Stepped]) -> tuple[float, float, float]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Generic, TypeVar, get_type_hints
 
 from torchdfa.files import write_csv
 
@@ -24,6 +25,7 @@ class Check:
         library: Of the gates; "" otherwise.
         compared: Outputs compared, in cycles.
         result: ``equal``, ``skipped: why``, or the first difference.
+        size: Of the cores, as :class:`torchdfa.hardware.designs.Parameters` prints it.
     """
 
     unit: str
@@ -32,6 +34,7 @@ class Check:
     library: str
     compared: int
     result: str
+    size: str = ""
 
     @property
     def failed(self) -> bool:
@@ -46,8 +49,7 @@ class Synthesised:
     Attributes:
         design: Its name.
         library: The library's.
-        terms: Of a cycle and lane.
-        lanes: Of the cores.
+        size: Of the cores, as in :class:`Check`.
         cells: Standard cells.
         flops: Of them flip-flops.
         area: µm²; transistors for generic gates.
@@ -58,8 +60,7 @@ class Synthesised:
 
     design: str
     library: str
-    terms: int
-    lanes: int
+    size: str
     cells: int
     flops: int
     area: float
@@ -75,6 +76,7 @@ class Measured:
     Attributes:
         design: Its name.
         library: The library's.
+        size: Of the cores, as in :class:`Check`.
         wires: The wires' capacitances, as a multiple of what ``libraries.yaml`` assumes.
         stream: What it was fed with.
         delays: ``zero`` or ``timed``.
@@ -85,11 +87,12 @@ class Measured:
         cells_pj: In combinational cells.
         flops_pj: In flip-flops.
         clock_pj: In the flip-flops' clock pins.
-        terms: That carried something, a cycle, in all lanes.
+        terms: That carried something, a cycle, in all lanes, on average.
     """
 
     design: str
     library: str
+    size: str
     wires: float
     stream: str
     delays: str
@@ -100,7 +103,7 @@ class Measured:
     cells_pj: float
     flops_pj: float
     clock_pj: float
-    terms: int
+    terms: float
 
     @property
     def per_term(self) -> float:
@@ -116,22 +119,20 @@ class Trained:
         data: The data set, or the features of it.
         method: BP or BDFA.
         arithmetic: ``float64``, ``16 bits`` …
+        settings: Of the training, those that all arithmetics share.
         seed: Of weights and order.
         test_top1: Percent, after the last epoch.
         train_top1: Percent.
-        epochs: Passes.
-        lr: Learning rate.
         seconds: For the training.
     """
 
     data: str
     method: str
     arithmetic: str
+    settings: str
     seed: int
     test_top1: float
     train_top1: float
-    epochs: int
-    lr: float
     seconds: float
 
 
@@ -220,17 +221,45 @@ def read(path: Path, kind: type[Row]) -> list[Row]:
     if not path.is_file():
         return []
     types: dict[str, Callable[[str], Any]] = get_type_hints(kind)
-    with path.open(newline="") as file:
+    found = []
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
         reader = csv.DictReader(file)
         names: Sequence[str] = reader.fieldnames or []
         if list(names) != [f.name for f in fields(kind)]:  # type: ignore[arg-type]
             raise ValueError(
-                f"{path} has the columns {', '.join(names)}; expected those of {kind.__name__}. Remove it."
+                f"{path} has the columns {', '.join(names)}; expected those of {kind.__name__}. Move it away, or "
+                "choose another folder by --out."
             )
-        return [kind(**{name: types[name](value) for name, value in line.items()}) for line in reader]
+        for line in reader:
+            try:
+                found.append(kind(**{name: types[name](line.pop(name)) for name in names}))
+                if line:
+                    raise ValueError("it has more cells than the header")
+            except (ValueError, TypeError) as error:
+                raise ValueError(
+                    f"{path}, line {reader.line_num}: {error}. Mend the line, or move the file away."
+                ) from error
+    return found
 
 
-def replace(path: Path, kind: type[Row], rows: Sequence[Row], same: Callable[[Row], Any]) -> None:
-    """Write rows to a file that may hold others; those for which ``same`` is that of a new one go."""
-    new = {same(row) for row in rows}
-    write(path, kind, [*(row for row in read(path, kind) if same(row) not in new), *rows])
+class Table(Generic[Row]):
+    """The file of a command's rows, written as they come; rows of other settings that it holds stay.
+
+    Args:
+        path: The CSV file, which may be there.
+        kind: Of the rows.
+        same: The attributes whose values say what a row is of; of that, new rows take the place of old ones.
+
+    Raises:
+        ValueError: The file is of another kind: said before there is anything to lose.
+    """
+
+    def __init__(self, path: Path, kind: type[Row], same: tuple[str, ...]):
+        self.path, self.kind, self.same = path, kind, attrgetter(*same)
+        read(path, kind)
+
+    def add(self, *rows: Row) -> None:
+        """Write rows, in place of those of the same."""
+        new = {self.same(row) for row in rows}
+        kept = (row for row in read(self.path, self.kind) if self.same(row) not in new)
+        write(self.path, self.kind, [*kept, *rows])

@@ -121,7 +121,11 @@ class StepCost:
         energies = (f"{x / 1e6:.3g}" for x in self.picojoules())
         lines.append(("total", "", "", *(f"{self.total(n):,.0f}" for n in names), *energies, f"{self.period:,.0f}"))
         faster = self.period / self.pipelined
-        return f"{align(lines, left=3)}\npipelined: {self.pipelined:,.0f} cycles a step, {faster:.2f} × as fast"
+        ms = self.pipelined / self.chip.megahertz / 1e3
+        return (
+            f"{align(lines, left=3)}\npipelined: {self.pipelined:,.0f} cycles a step, {faster:.2f} × as fast; "
+            f"{ms:.3g} ms at {self.chip.megahertz:g} MHz"
+        )
 
 
 def step(
