@@ -61,6 +61,7 @@ def dots_and_costs(folder: Path, found: Sequence[Standing], paper: Reported) -> 
     most = 60.0 if falls else 25.0
     by_name = {s.name: s for s in shown}
     groups = list(dict.fromkeys(s.line.against or s.name for s in shown))
+    numbers: list[tuple[float, float, Any]] = []
     for i, s in enumerate(shown, 1):
         other = by_name.get(s.line.against or s.name)
         apart = s.behind(other) if other is not None else []
@@ -81,7 +82,12 @@ def dots_and_costs(folder: Path, found: Sequence[Standing], paper: Reported) -> 
             continue
         spread = stats.stdev(apart) if len(apart) > 1 else 0
         right.errorbar(s.share, mean, spread, fmt="o", color=color, ms=5, capsize=2)
-        right.annotate(str(i), (s.share, mean), (5, 4), textcoords="offset points", fontsize=8, color=color)
+        beside = next((n for x, y, n in numbers if abs(x - s.share) < 0.02 and abs(y - mean) < most / 40), None)
+        if beside is not None:  # points on one another share a label, which could not be read otherwise
+            beside.set_text(f"{beside.get_text()}, {i}")
+            continue
+        label = right.annotate(str(i), (s.share, mean), (5, 4), textcoords="offset points", fontsize=8, color=color)
+        numbers.append((s.share, mean, label))
     if len(groups) > 1:
         for group, color in zip(groups, COLORS_OF_GROUPS, strict=False):
             right.plot([], [], "o", color=color, ms=5, label=f"compared with {group}")
