@@ -9,7 +9,7 @@ import matplotlib.image
 import pytest
 import torch
 
-from torchdfa.data import Dataset, ImageSet
+from torchdfa.data import DataError, Dataset, ImageSet
 from torchdfa.experiments import METHODS, CellError, CompareConfig, Score, compare, study
 from torchdfa.experiments import runner as runner_module
 from torchdfa.experiments.progress import watch
@@ -321,6 +321,8 @@ def test_what_can_not_run_is_refused_before_anything_runs(here, tmp_path):
         compare(replace(SMALL, methods=("BP", "Conv-only"), model=MLP(hidden=(8,))), tmp_path)
     with pytest.raises(ValueError, match="VGG16 takes images of 32 × 32"):
         compare(replace(SMALL, model=VGG16()), tmp_path)
+    with pytest.raises(DataError, match=r"must lie in 1\.\.1437, found 2000"):
+        compare(replace(SMALL, train_size=2000), tmp_path)
     assert here == []
 
 

@@ -181,6 +181,13 @@ def test_epochs_before_divergence_are_kept(here, tmp_path, monkeypatch, interrup
     assert [(r.epoch, f"{r.test_top1:.6g}") for r in rows] == [(h.epoch, f"{h.test_top1:.6g}") for h in whole[:2]]
 
 
+def test_what_all_crashed_of_is_said_once(here, tmp_path):
+    crashes = [cell(lr=lr, **CRASH) for lr in (0.1, 0.2, 0.3, 0.4)]
+    expected = r"^4 runs crashed \(BP, rate 0\.1; BP, rate 0\.2; 2 more: RuntimeError: [^;]*\)\. See"
+    with pytest.raises(CellError, match=expected):
+        list(run_cells(crashes, tmp_path, here))
+
+
 def test_a_crash_is_told_after_the_others_are_done_and_tried_again(here, tmp_path, monkeypatch):
     crash, good = cell(lr=0.5, **CRASH), [cell(), cell(lr=0.02)]
     done = []

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 
 import torchdfa
-from torchdfa.data import Batches, Dataset, load, statistics
+from torchdfa.data import Batches, Dataset, load, statistics, subset
 from torchdfa.experiments.cluster import Engine, make_workers
 from torchdfa.experiments.methods import METHODS, method
 from torchdfa.experiments.progress import watch
@@ -123,6 +123,7 @@ def compare(config: CompareConfig, out: Path, *, progress: bool = True) -> list[
     dataset = load(config.data, config.data_root)
     config = _completed(config, dataset)
     size = config.train_size or len(dataset.train)
+    subset(dataset.train, size, 0)  # to say now what every run would
     steps, memory = _steps(config, dataset)
     lines = [_line(config, name, size) for name in config.methods]
     planned = sum(line.budget.runs for line in lines)

@@ -126,8 +126,16 @@ def run_cells(cells: Sequence[Cell], folder: Path, workers: Workers) -> Iterator
             elif problem:
                 failed[key] = problem
     if failed:
-        what = [f"{waiting[k].method}, rate {waiting[k].config.lr:g}: {problem}" for k, problem in failed.items()]
+        whose: dict[str, list[str]] = {}
+        for key, problem in failed.items():
+            whose.setdefault(problem, []).append(f"{waiting[key].method}, rate {waiting[key].config.lr:g}")
+        what = [f"{_few(names)}: {problem}" for problem, names in whose.items()]
         raise CellError(f"{len(failed)} runs crashed ({'; '.join(what)}). See {folder / 'failures.log'}.")
+
+
+def _few(names: Sequence[str]) -> str:
+    """Return some of the names: a cause that all runs share is said once."""
+    return "; ".join(names) if len(names) <= 3 else f"{names[0]}; {names[1]}; {len(names) - 2} more"
 
 
 def _start_worker(threads: int) -> None:
