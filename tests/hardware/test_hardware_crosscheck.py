@@ -34,6 +34,7 @@ def library(tmp_path, monkeypatch):
     ports = {"clk": {"direction": "input", "bits": [2]}, "rst": {"direction": "input", "bits": [3]}}
     design = tmp_path / "netlist.json"
     design.write_text(json.dumps({"modules": {"top": {"ports": ports, "cells": cells}}}))
+    (tmp_path / "gates.v").write_text("module top(x);\n  input signed [3:0] x;\n  wire signed [3:0] x;\nendmodule\n")
     monkeypatch.setattr(crosscheck, "synthesise", lambda *_: design)
     path = tmp_path / "slow.lib"
     path.write_text(LIBRARY)
@@ -54,6 +55,7 @@ def test_opensta_works_in_the_library_s_unit(library, tmp_path, monkeypatch):
     stand_in(tmp_path, monkeypatch, f"print({SAID!r})")
     rows = {row.what.split(": ")[1].split(",")[0]: row for row in against_opensta("top", library, tmp_path)}
     assert "-period 20000.0 " in (tmp_path / "opensta.tcl").read_text()
+    assert "signed" not in (tmp_path / "opensta.v").read_text()
     path = rows["longest path"]
     assert (path.unit, path.ours) == ("ns", pytest.approx(0.6 + 0.25))
     assert path.theirs == pytest.approx(0.6 + 21.25)
@@ -68,6 +70,7 @@ def test_opensta_works_in_the_library_s_unit(library, tmp_path, monkeypatch):
     [
         ("import sys; sys.exit('no licence')", "OpenSTA failed in .*no licence"),
         ("print('Total nan nan nan')", "OpenSTA failed"),
+        (f"print('Error: gates.v, line 9 syntax error'); print({SAID!r})", "OpenSTA failed in .*line 9 syntax error"),
         ("import sys; sys.stdout.buffer.write(bytes(range(128, 256)))", "OpenSTA failed"),
         ("import time; time.sleep(60)", "OpenSTA took more than"),
     ],
