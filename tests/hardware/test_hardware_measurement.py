@@ -29,7 +29,7 @@ def cell(name, function, inputs, state="", sense="negative_unate"):
     arcs = "".join(
         f"""timing () {{ related_pin : "{pin}"; {kind} {delays} }}
         internal_power () {{ related_pin : "{pin}"; {tables("rise_power", "fall_power")} }}"""
-        for pin in inputs.replace("D", "")
+        for pin in ("C" if state else inputs)
     )
     out = f'pin (Y) {{ direction : output; function : "{function}"; {arcs} }}'
     return f"cell ({name}) {{ area : 4; {state} {pins} {out} }}"
@@ -37,8 +37,8 @@ def cell(name, function, inputs, state="", sense="negative_unate"):
 
 @pytest.fixture
 def gates(tmp_path):
-    """A library of five gates and a flip-flop, which Yosys can map to."""
-    state = 'ff (IQ, IQN) { next_state : "D"; clocked_on : "C"; }'
+    """A library of five gates and two flip-flops, one with enable, which Yosys can map to."""
+    state, enabled = (f'ff (IQ, IQN) {{ next_state : "{n}"; clocked_on : "C"; }}' for n in ("D", "(D&E) | (IQ&!E)"))
     cells = [
         cell("INV", "!A", "A"),
         cell("BUF", "A", "A", sense="positive_unate"),  # ABC needs one
@@ -46,6 +46,7 @@ def gates(tmp_path):
         cell("NOR2", "!(A | B)", "AB"),
         cell("XOR2", "A ^ B", "AB", sense="non_unate"),
         cell("DFF", "IQ", "CD", state),
+        cell("EDFF", "IQ", "CDE", enabled),
     ]
     path = tmp_path / "gates.lib"
     path.write_text("\n".join([HEAD, *cells, "}"]))
@@ -62,6 +63,7 @@ def test_energy_does_not_depend_on_the_length(tmp_path, gates, monkeypatch):
             ["depc-stored"], p, gates, None, tmp_path, cycles=cycles, count=64, timed_cycles=timed_cycles, jobs=1
         )
         found[cycles] = {row.delays: row for row in rows}
+    assert "EDFF" in (tmp_path / "gates" / "depc-stored" / "gates.v").read_text()
     short, long = found[8], found[100]
     assert (short["zero"].cycles, long["zero"].cycles) == ((8 - 5) * 64, (100 - 5) * 64)
     assert short["zero"].per_term == pytest.approx(long["zero"].per_term, rel=0.02)
