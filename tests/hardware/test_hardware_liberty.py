@@ -75,14 +75,19 @@ def ticks(cycles):
     return Vectors({}, {"q": q}, np.ones((cycles, 1), bool))
 
 
-def test_tables_are_interpolated_and_clamped(tmp_path):
+def test_tables_are_interpolated_and_extrapolated(tmp_path):
     library = read_liberty(write(tmp_path))
     rise = library.cells["INV"].pins["Y"].timing[0].tables["cell_rise"]
     assert rise(0.1, 0.0) == 1.0
     assert rise(0.2, 0.05) == pytest.approx(1.7)
-    assert rise(9.0, 9.0) == 2.4
-    assert rise(0.0, -1.0) == 1.0
-    assert (library.volts, library.seconds, library.farads) == (2.0, 1e-9, 1e-12)
+    # Beyond the ends the last segments go on: 0.2 ns for 0.1 ns of slew, 1 ns for 0.1 pF.
+    assert rise(0.5, 0.3) == pytest.approx(1.0 + 0.8 + 3.0)
+    assert rise(0.0, 0.05) == pytest.approx(1.3)
+    assert rise(0.1, -0.05) == pytest.approx(0.5)
+    arc = library.cells["INV"].pins["Y"].timing[0]
+    assert arc.delays(0.1, -0.5) == [0.0, 0.0]
+    assert arc.transitions(0.1, -0.2) == [0.0]
+    assert (library.volts, library.seconds, library.farads, library.joules) == (2.0, 1e-9, 1e-12, 1e-12)
     assert library.cells["DFF"].watts == pytest.approx(10e-9)
 
 
@@ -123,6 +128,19 @@ def test_functions_are_rendered_with_liberty_s_precedence(function):
 def test_what_is_no_function_is_refused(function):
     with pytest.raises(LibertyError, match="function"):
         render(function, str, str)
+
+
+def test_a_load_beyond_the_table_takes_longer(tmp_path, toggler):
+    """Twenty flip-flops, 0.6 pF, where INV's tables end at 0.1 pF."""
+    design = json.loads(toggler.read_text())
+    cells = design["modules"]["top"]["cells"]
+    for n in range(19):
+        cells[f"f{n}"] = {"type": "DFF", "connections": {"CK": [2], "D": [5], "Q": [10 + n]}}
+    toggler.write_text(json.dumps(design))
+    timing = Netlist(toggler, Process.read(write(tmp_path))).timing
+    # INV at Q's slew 0.2: 1.2 + 10 a pF. Its transition, 0.1 + 2 a pF, sets no constraint here.
+    assert timing.nanoseconds == pytest.approx(0.6 + 1.2 + 6.0 + 0.25)
+    assert timing.slews[5] == pytest.approx(0.1 + 1.2)
 
 
 def test_timing_by_hand(tmp_path, toggler):

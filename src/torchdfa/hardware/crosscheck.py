@@ -25,15 +25,21 @@ from torchdfa.hardware.rows import Crosschecked
 from torchdfa.hardware.step import product_cost
 from torchdfa.hardware.synthesis import ToolError, synthesise
 
-_DESIGNS = ("depc-generator", "mac-16x8")
+# Two cores, and a unit so small that single nets with many inputs decide its longest path.
+_DESIGNS = ("depc-generator", "mac-16x8", "runlength-encoder")
 _ACTIVITY = 0.1  # changes of every net a cycle
 _PERIOD = 20.0  # ns
+_PATIENCE = 300.0  # seconds for OpenSTA
 # A forward pass, an error through weights and a gradient of Linear(512, 512) at batch 32: M, K, N.
 _PRODUCTS = {"forward": (32, 512, 512), "error": (32, 512, 512), "gradient": (512, 32, 512)}
 
 
 def run_crosscheck(library: Path | None, out: Path) -> None:
-    """Write ``crosscheck.csv``, with the tools that are there."""
+    """Write ``crosscheck.csv``, with the tools that are there.
+
+    Raises:
+        ToolError: One of them fails, or takes longer than five minutes; nothing is written then.
+    """
     found: list[Crosschecked] = []
     if library is not None and shutil.which("sta"):
         for name in _DESIGNS:
@@ -48,33 +54,53 @@ def run_crosscheck(library: Path | None, out: Path) -> None:
 
 
 def against_opensta(name: str, library: Path, folder: Path) -> Iterator[Crosschecked]:
-    """Yield the longest path, and the power where every net changes alike, without wires, which OpenSTA is not told."""
+    """Yield the longest path, and the power where every net changes alike, without wires, which OpenSTA is not told.
+
+    Raises:
+        ToolError: OpenSTA fails or takes too long.
+    """
     process = Process.read(library, wires=0.0)
     path = synthesise(name, Parameters(), library, folder / process.library.name / name)
     netlist = Netlist(path, process)
     top = name.replace("-", "_")
-    edge = process.slew
+    # OpenSTA's commands and path reports are in the library's unit of time, its powers in watts. Inputs that belong to
+    # no clock would start no path and have no activity.
+    edge, unit = process.slew, process.library.seconds / 1e-9
     script = f"""read_liberty cells.lib
-read_verilog gates.v
+read_verilog opensta.v
 link_design {top}
-create_clock -name clk -period {_PERIOD} [get_ports clk]
+create_clock -name clk -period {_PERIOD / unit} [get_ports clk]
 set_clock_transition {edge} [get_clocks clk]
 set_input_transition {edge} [all_inputs]
-report_checks -path_delay max
+set_input_delay 0 -clock clk [all_inputs]
+report_checks -path_delay max -digits 4
 set_power_activity -global -activity {_ACTIVITY} -duty 0.5
 report_power -digits 6
 exit
 """
     (path.parent / "opensta.tcl").write_text(script)
-    done = subprocess.run(
-        ["sta", "-exit", "opensta.tcl"], cwd=path.parent, capture_output=True, text=True, check=False, timeout=300
-    )
-    arrival = re.search(r"([\d.]+)\s+data arrival time", done.stdout)
-    setup = re.search(r"(-?[\d.]+)\s+[\d.]+\s+library setup time", done.stdout)
-    total = re.search(r"^Total\s+(\S+)\s+(\S+)\s+(\S+)", done.stdout, re.M)
-    if not (arrival and setup and total):
-        raise ToolError(f"OpenSTA failed in {path.parent}: {(done.stderr or done.stdout)[-300:]}")
-    theirs = float(arrival[1]) - float(setup[1])
+    # It knows no `signed`, and goes on without the ports that are.
+    gates = (path.parent / "gates.v").read_text()
+    (path.parent / "opensta.v").write_text(re.sub(r"\b(input|output|wire) signed\b", r"\1", gates))
+    try:
+        done = subprocess.run(
+            ["sta", "-exit", "opensta.tcl"], cwd=path.parent, capture_output=True, text=True, errors="replace",
+            check=False, timeout=_PATIENCE,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise ToolError(f"OpenSTA took more than {_PATIENCE:.0f} s in {path.parent}.") from error
+    except OSError as error:
+        raise ToolError(f"OpenSTA can't be run: {error}") from error
+    number = r"(-?\d+(?:\.\d*)?(?:e[-+]?\d+)?)"
+    arrival = re.search(rf"{number}\s+data arrival time", done.stdout)
+    setup = re.search(rf"{number}\s+{number}\s+library setup time", done.stdout)
+    total = re.search(rf"^Total\s+{number}\s+{number}\s+{number}", done.stdout, re.M)
+    # After most errors it goes on, with less of the netlist.
+    wrong = re.search(r"^Error.*", done.stdout + done.stderr, re.M)
+    if wrong or not (arrival and setup and total):
+        said = wrong[0] if wrong else (done.stderr or done.stdout).strip()[-300:]
+        raise ToolError(f"OpenSTA failed in {path.parent}: {said}")
+    theirs = (float(arrival[1]) - float(setup[1])) * unit
     yield Crosschecked(f"{name}: longest path, no wires", "OpenSTA", "ns", netlist.timing.nanoseconds, theirs)
     found = energy(netlist, np.full(netlist.nets, _ACTIVITY))
     driven = np.zeros(netlist.nets)
@@ -97,8 +123,11 @@ def against_zigzag(chip: Chip) -> Iterator[Crosschecked]:
 
 
 def _zigzag(chip: Chip, m: int, k: int, n: int) -> float:
-    """Return ZigZag's picojoules of a product on the chip's array, an output a MAC unit, at its best mapping."""
-    from zigzag.api import get_hardware_performance_zigzag  # type: ignore[import-not-found]
+    """Return ZigZag's picojoules of a product on the chip's array, an output a MAC unit, at its best mapping.
+
+    Raises:
+        ToolError: ZigZag fails.
+    """
 
     def port(name: str, kind: str, bits: int, *uses: str) -> dict[str, Any]:
         return {"name": name, "type": kind, "bandwidth_min": 16, "bandwidth_max": bits, "allocation": list(uses)}
@@ -154,9 +183,13 @@ def _zigzag(chip: Chip, m: int, k: int, n: int) -> float:
             Path(paths[name]).write_text(yaml.safe_dump(content, sort_keys=False))
         logging.disable(logging.CRITICAL)
         try:
+            from zigzag.api import get_hardware_performance_zigzag  # type: ignore[import-not-found]
+
             joules = get_hardware_performance_zigzag(
                 **paths, opt="energy", dump_folder=str(Path(scratch) / "out"), loma_show_progress_bar=False
             )[0]
+            return float(joules)
+        except Exception as error:  # of whatever type a search in someone else's code raises
+            raise ToolError(f"ZigZag failed: {type(error).__name__}: {error}") from error
         finally:
             logging.disable(logging.NOTSET)
-    return float(joules)

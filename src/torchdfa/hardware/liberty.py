@@ -14,12 +14,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# A comment that is not closed goes on to the end: to look for its end from every one on would take the square of time.
-_TOKEN = re.compile(r'/\*(?:.*?\*/|.*)|//[^\n]*|\\\r?\n|"[^"]*"|[^\s"(){}:;,]+|[(){}:;,]', re.S)
+# Comments and strings that are not closed go on to the end: to look for the end of each would take the square of time.
+_TOKEN = re.compile(
+    r"""/\*(?:.*?\*/|.*)|//[^\n]*|\\\r?\n|"[^"\\]*(?:\\.[^"\\]*)*"?|(?:[^\s"(){}:;,/\\]|/(?![*/])|\\(?!\r?\n))+"""
+    r"""|[(){}:;,]""",
+    re.S,
+)
 # Bytes of a library that was packed, unpacked.
 _LARGEST = 1 << 29
 _FARADS = {"pf": 1e-12, "ff": 1e-15}
-_PREFIX = {"p": 1e-12, "n": 1e-9, "u": 1e-6, "m": 1e-3}
+_PREFIX = {"f": 1e-15, "p": 1e-12, "n": 1e-9, "u": 1e-6, "m": 1e-3, "": 1.0}
+# The tables that are read, and what of them an arc of one edge does without; a library may have others beside them.
+_TIMES = ("cell_rise", "cell_fall", "rise_transition", "fall_transition", "rise_constraint", "fall_constraint")
+_ENERGIES = ("rise_power", "fall_power", "power")
+_OTHER_EDGE = {"combinational_rise": "fall", "combinational_fall": "rise"}
+_DELAYS = ("combinational", *_OTHER_EDGE, "rising_edge")
+# What entries of a wrong type or number raise.
+_BROKEN = (KeyError, IndexError, ValueError, TypeError, AttributeError, OverflowError)
 
 
 class LibertyError(ValueError):
@@ -55,7 +66,7 @@ class Table:
     values: NDArray[np.float64]
 
     def __call__(self, slew: float, load: float) -> float:
-        """Interpolate; beyond the ends take the end's value."""
+        """Interpolate; beyond the ends go on along the last segment, as OpenSTA does."""
         i, f = _place(self.slews, slew)
         j, g = _place(self.loads, load)
         v = self.values
@@ -67,11 +78,10 @@ class Table:
 
 
 def _place(axis: NDArray[np.float64], at: float) -> tuple[int, float]:
-    if len(axis) < 2 or at <= axis[0]:
+    """Return the segment and the place in it, which beyond the ends is below 0 or above 1."""
+    if len(axis) < 2:
         return 0, 0.0
-    if at >= axis[-1]:
-        return len(axis) - 1, 0.0
-    i = int(np.searchsorted(axis, at)) - 1
+    i = min(max(int(np.searchsorted(axis, at)) - 1, 0), len(axis) - 2)
     return i, float((at - axis[i]) / (axis[i + 1] - axis[i]))
 
 
@@ -88,6 +98,14 @@ class Arc:
     related: str
     kind: str
     tables: Mapping[str, Table]
+
+    def delays(self, slew: float, load: float) -> list[float]:
+        """Return the delays of its edges, in the library's unit; what a table's extrapolation makes negative is 0."""
+        return [max(0.0, t(slew, load)) for name, t in self.tables.items() if name.startswith("cell_")]
+
+    def transitions(self, slew: float, load: float) -> list[float]:
+        """Return the output's slews, likewise."""
+        return [max(0.0, t(slew, load)) for name, t in self.tables.items() if name.endswith("_transition")]
 
 
 @dataclass(frozen=True)
@@ -107,6 +125,13 @@ class Pin:
     function: str
     timing: tuple[Arc, ...]
     power: tuple[Arc, ...]
+
+    @property
+    def delays(self) -> list[Arc]:
+        """The arcs from an input to this output, or from the clock's rising edge, that have a delay."""
+        return [
+            a for a in self.timing if a.related and a.kind in _DELAYS and any(t.startswith("cell_") for t in a.tables)
+        ]
 
 
 @dataclass(frozen=True)
@@ -138,7 +163,8 @@ class Library:
         name: As it calls itself.
         volts: Supply.
         seconds: Unit of time.
-        farads: Unit of capacitance; energies are in farads · V².
+        farads: Unit of capacitance.
+        joules: Unit of energy: that of capacitance times the square of that of voltage.
         cells: By name.
     """
 
@@ -146,6 +172,7 @@ class Library:
     volts: float
     seconds: float
     farads: float
+    joules: float
     cells: Mapping[str, Cell]
 
 
@@ -153,7 +180,8 @@ def read_liberty(path: Path | str) -> Library:
     """Read a Liberty file, gzipped or not.
 
     Raises:
-        LibertyError: It is none, or has no unit of capacitance or supply voltage.
+        LibertyError: It is none, has no unit of capacitance or supply voltage, or an entry of a cell is broken, which
+            the message names.
         OSError: It can't be read.
     """
     path = Path(path)
@@ -165,19 +193,20 @@ def read_liberty(path: Path | str) -> Library:
         top, _ = _group(tokens, 0)
         unit = top.attributes["capacitive_load_unit"]
         farads = float(unit[0]) * _FARADS[unit[1].lower()]
-        seconds = _quantity(top.attributes["time_unit"])
-        leakage = _quantity(top.attributes.get("leakage_power_unit", "1nW"))
-        volts = float(top.attributes["nom_voltage"])
+        seconds = _quantity(top.attributes["time_unit"], "s")
+        watts = _quantity(top.attributes.get("leakage_power_unit", "1nW"), "W")
+        volt = _quantity(top.attributes.get("voltage_unit", "1V"), "V")
+        volts = float(top.attributes["nom_voltage"]) * volt
         if not all(math.isfinite(x) and x > 0 for x in (farads, seconds, volts)):
             raise LibertyError(f"units of {farads} F and {seconds} s at {volts} V, expected positive numbers.")
         templates = {g.arguments[0]: g for g in top.all("lu_table_template", "power_lut_template")}
-        cells = {g.arguments[0]: _cell(g, templates, farads, leakage) for g in top.all("cell")}
-        return Library(top.arguments[0], volts, seconds, farads, cells)
+        cells = {g.arguments[0]: _cell(g, top.attributes, templates, farads, watts) for g in top.all("cell")}
+        return Library(top.arguments[0], volts, seconds, farads, farads * volt**2, cells)
     except LibertyError as error:
         raise LibertyError(f"{path}: {error}") from error
     except (KeyError, IndexError) as error:
         raise LibertyError(f"{path}: {error} is missing, or the file ends too early.") from error
-    except (ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+    except (*_BROKEN, RecursionError) as error:
         raise LibertyError(f"{path}: an entry is none ({type(error).__name__}: {error}).") from error
 
 
@@ -192,11 +221,18 @@ def _unpacked(path: Path) -> bytes:
     return raw
 
 
-def _quantity(text: str) -> float:
-    match = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*([pnum]?)[sW]", text)
+def _quantity(text: str, unit: str) -> float:
+    match = re.fullmatch(rf"(\d+\.?\d*|\.\d+)\s*([fpnum]?){unit}", text)
     if not match:
-        raise LibertyError(f"unit {text!r}, expected one such as 1ns or 1nW.")
-    return float(match[1]) * _PREFIX.get(match[2], 1.0)
+        raise LibertyError(f"unit {text!r}, expected one such as 1n{unit}.")
+    return float(match[1]) * _PREFIX[match[2]]
+
+
+def _text(token: str) -> str:
+    """Return a string without its quotes and escapes, lines that go on joined by a blank; anything else as it is."""
+    if token[0] != '"':
+        return token
+    return re.sub(r'\\(?:(["\\])|\r?\n)', lambda m: m[1] or " ", token.removeprefix('"').removesuffix('"'))
 
 
 def _group(tokens: list[str], i: int) -> tuple[Group, int]:
@@ -214,7 +250,7 @@ def _group(tokens: list[str], i: int) -> tuple[Group, int]:
             while value[0][0] != '"' and tokens[i] not in (";", "}") and tokens[i + 1] not in (":", "("):
                 value.append(tokens[i])
                 i += 1
-            group.attributes[name] = " ".join(value).strip('"')
+            group.attributes[name] = " ".join(map(_text, value))
         elif following == "(":
             inner, end = _arguments(tokens, i + 1, Group(name, []))
             if end < len(tokens) and tokens[end] == "{":
@@ -232,73 +268,105 @@ def _arguments(tokens: list[str], i: int, group: Group) -> tuple[Group, int]:
     i += 1
     while tokens[i] != ")":
         if tokens[i] != ",":
-            group.arguments.append(tokens[i].strip('"'))
+            group.arguments.append(_text(tokens[i]))
         i += 1
     return group, i + 1
 
 
 def _numbers(texts: list[str]) -> NDArray[np.float64]:
-    return np.array([float(x) for text in texts for x in re.split(r"[,\s\\]+", text) if x])
+    return np.array([float(x) for text in texts for x in re.split(r"[,\s]+", text) if x])
 
 
 def _table(group: Group, templates: Mapping[str, Group]) -> Table:
     template = templates.get(group.arguments[0] if group.arguments else "", Group("", []))
-    empty = np.zeros(0)
-    axes = {"slew": empty, "load": empty}
-    order: list[str] = []
-    for n in ("1", "2"):
+    axes: dict[str, NDArray[np.float64]] = {}
+    for n in ("1", "2", "3"):
         variable = template.attributes.get(f"variable_{n}", "")
         index = group.attributes.get(f"index_{n}", template.attributes.get(f"index_{n}"))
-        if index is None or len(numbers := _numbers(index)) < 2:
+        if index is None:
             continue
+        if variable.startswith(("equal_or_opposite_output", "related_out")):
+            axis = "other"
         # Constraint tables run over the clock's slew and the data's: the clock's takes the load's place.
-        axis = (
-            "load" if "capacitance" in variable or variable == "related_pin_transition" or "slew" in order else "slew"
-        )
-        axes[axis] = numbers
-        order.append(axis)
-    values = _numbers(group.attributes["values"])
-    if order == ["load", "slew"]:
-        values = values.reshape(len(axes["load"]), -1).T
-    values = values.reshape(max(1, len(axes["slew"])), max(1, len(axes["load"])))
-    return Table(axes["slew"], axes["load"], values)
+        elif "capacitance" in variable or variable == "related_pin_transition" or "slew" in axes:
+            axis = "load"
+        else:
+            axis = "slew"
+        axes[axis] = _numbers(index)
+        if not (np.diff(axes[axis]) > 0).all():
+            raise LibertyError(f"{group.name}: index_{n} is {', '.join(index)!r}, expected rising numbers.")
+    values, shape = _numbers(group.attributes["values"]), [len(x) for x in axes.values()]
+    if values.size != math.prod(shape):
+        raise LibertyError(f"{group.name}: {values.size} values, expected {' x '.join(map(str, shape)) or 1}.")
+    # What another output's load adds is that output's own: the lightest one is taken.
+    order = [list(axes).index(axis) for axis in ("other", "slew", "load") if axis in axes]
+    values = values.reshape(shape).transpose(order)
+    values = values[0] if "other" in axes else values
+    slews, loads = (axes.get(axis, np.zeros(0)) for axis in ("slew", "load"))
+    return Table(slews, loads, values.reshape(max(1, len(slews)), max(1, len(loads))))
 
 
-def _arcs(pin: Group, kind: str, templates: Mapping[str, Group]) -> tuple[Arc, ...]:
-    return tuple(
-        Arc(
-            g.attributes.get("related_pin", "").strip(),
-            g.attributes.get("timing_type", "combinational") if kind == "timing" else "power",
-            {t.name: _table(t, templates) for t in g.groups if "values" in t.attributes},
-        )
-        for g in pin.all(kind)
+def _arcs(pin: Group, kind: str, read: tuple[str, ...], templates: Mapping[str, Group]) -> Iterator[Arc]:
+    """Yield the arcs of a pin's groups of one kind, one for each pin that a group names."""
+    for g in pin.all(kind):
+        way = g.attributes.get("timing_type", "combinational") if kind == "timing" else "power"
+        other = _OTHER_EDGE.get(way)
+        tables = {t.name: _table(t, templates) for t in g.all(*read) if other is None or other not in t.name}
+        for related in g.attributes.get("related_pin", "").split() or [""]:
+            yield Arc(related, way, tables)
+
+
+def _pins(cell: Group) -> dict[str, Group]:
+    """Return a cell's pins; those of a bus or bundle have what it says, and what they say themselves."""
+    found = {name: g for g in cell.all("pin") for argument in g.arguments for name in argument.split()}
+    for outer in cell.all("bus", "bundle"):
+        members = [name for text in outer.attributes.get("members", ()) for name in text.split()]
+        for name, inner in ({name: Group("pin", [name]) for name in members} | _pins(outer)).items():
+            attributes = {**outer.attributes, **inner.attributes}
+            found[name] = Group("pin", [name], attributes, [*outer.groups, *inner.groups])
+    return found
+
+
+def _pin(group: Group, defaults: Mapping[str, Any], templates: Mapping[str, Group], farads: float) -> Pin:
+    attributes = group.attributes
+    direction = attributes.get("direction", "")
+    edges = [float(attributes[x]) for x in ("rise_capacitance", "fall_capacitance") if x in attributes]
+    default = sum(edges) / len(edges) if edges else defaults.get(f"default_{direction}_pin_cap", 0)
+    return Pin(
+        direction == "output",
+        float(attributes.get("capacitance", default)) * farads,
+        attributes.get("function", ""),
+        tuple(_arcs(group, "timing", _TIMES, templates)),
+        tuple(_arcs(group, "internal_power", _ENERGIES, templates)),
     )
 
 
-def _cell(group: Group, templates: Mapping[str, Group], farads: float, leakage: float) -> Cell:
-    pins = {
-        g.arguments[0]: Pin(
-            g.attributes.get("direction") == "output",
-            float(g.attributes.get("capacitance", 0)) * farads,
-            g.attributes.get("function", ""),
-            _arcs(g, "timing", templates),
-            _arcs(g, "internal_power", templates),
-        )
-        for g in group.all("pin")
-    }
-    flop = next(group.all("ff"), None)
-    return Cell(
-        float(group.attributes.get("area", 0)),
-        float(group.attributes.get("cell_leakage_power", 0)) * leakage,
-        pins,
-        (flop.arguments[0], flop.arguments[1]) if flop else None,
-        flop.attributes.get("next_state", "") if flop else "",
-        flop.attributes.get("clocked_on", "") if flop else "",
-    )
+def _cell(
+    group: Group, defaults: Mapping[str, Any], templates: Mapping[str, Group], farads: float, watts: float
+) -> Cell:
+    """Read a cell; ``defaults`` are the library's attributes, ``watts`` its unit of leakage."""
+    where = f"cell {group.arguments[0]!r}"
+    try:
+        area = float(group.attributes.get("area", 0))
+        states = [float(g.attributes["value"]) for g in group.all("leakage_power")]
+        default = sum(states) / len(states) if states else defaults.get("default_cell_leakage_power", 0)
+        leakage = float(group.attributes.get("cell_leakage_power", default)) * watts
+        flop = next(group.all("ff"), None)
+        state = (flop.arguments[0], flop.arguments[1]) if flop else None
+        pins = {}
+        for name, pin in _pins(group).items():
+            where = f"cell {group.arguments[0]!r}, pin {name!r}"
+            pins[name] = _pin(pin, defaults, templates, farads)
+    except LibertyError as error:
+        raise LibertyError(f"{where}: {error}") from error
+    except _BROKEN as error:
+        raise LibertyError(f"{where}: an entry is missing or none ({type(error).__name__}: {error}).") from error
+    said = flop.attributes if flop else {}
+    return Cell(area, leakage, pins, state, said.get("next_state", ""), said.get("clocked_on", ""))
 
 
 def render(function: str, name: Callable[[str], str], negate: Callable[[str], str]) -> str:
-    """Rewrite a Liberty function with ``& | ^`` and brackets, its pins by ``name``, negations by ``negate``.
+    """Rewrite a Liberty function with ``& | ^`` and brackets, its pins, 0 and 1 by ``name``, negations by ``negate``.
 
     Raises:
         LibertyError: It is no function.
@@ -364,6 +432,33 @@ def render(function: str, name: Callable[[str], str], negate: Callable[[str], st
     return value
 
 
+def truth(function: str, values: Mapping[str, int]) -> int:
+    """Return a function's value, 0 or 1, where its pins have these.
+
+    Raises:
+        LibertyError: It is no function, or of other pins.
+    """
+
+    def value(name: str) -> str:
+        if name not in known:
+            raise LibertyError(f"function {function!r} is of {name!r}, expected only {', '.join(values)}.")
+        return str(known[name])
+
+    known = {**values, "0": 0, "1": 1}
+    return int(eval(render(function, value, lambda x: f"(1 ^ {x})")))
+
+
+def names_in(function: str) -> set[str]:
+    """Return the names of the pins in a function.
+
+    Raises:
+        LibertyError: It is no function.
+    """
+    found: set[str] = set()
+    render(function, lambda name: found.add(name) or name, str)
+    return found - {"0", "1"}
+
+
 def _gate(transistors: int, function: str, inputs: str = "AB") -> Cell:
     pins = {pin: Pin(False, 0.0, "", (), ()) for pin in inputs}
     return Cell(transistors, 0.0, {**pins, "Y": Pin(True, 0.0, function, (), ())}, None, "", "")
@@ -377,6 +472,7 @@ def _flop(transistors: int) -> Cell:
 # Yosys' own gates, for synthesis without a library; the transistors are those that its `stat -tech cmos` counts.
 GENERIC = Library(
     "generic",
+    1.0,
     1.0,
     1.0,
     1.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from torchdfa.hardware.liberty import GENERIC
 from torchdfa.hardware.netlist import Netlist, Process
 from torchdfa.hardware.power import energy
 from torchdfa.hardware.rows import Measured, Synthesised
+from torchdfa.hardware.rtl.cores import Core
 from torchdfa.hardware.streams import Recording
 from torchdfa.hardware.synthesis import synthesise
 from torchdfa.hardware.vectors import Operands
@@ -25,7 +27,12 @@ STREAMS = ("uniform", "laplace", "recorded-output", "recorded-hidden", "recorded
 def synthesise_all(
     names: Sequence[str], p: Parameters, library: Path | None, folder: Path, jobs: int = 2
 ) -> Iterator[Synthesised]:
-    """Synthesise designs, ``jobs`` at a time."""
+    """Synthesise designs, ``jobs`` at a time.
+
+    Raises:
+        ValueError: ``jobs`` is less than 1.
+    """
+    _demand_at_least(1, jobs=jobs)
     process = Process.read(library)
 
     def one(name: str) -> Synthesised:
@@ -66,9 +73,16 @@ def measure_all(
 ) -> Iterator[Measured]:
     """Measure cores on every stream: without delays on ``count`` streams; with them, where Icarus is there, on one.
 
+    Changes count from the cycle in which every stage of the pipeline holds operands to the last that brings some, so
+    that neither filling nor draining is in the energy of a cycle.
+
     Raises:
-        ValueError: A simulated output is wrong: an energy would mean nothing.
+        ValueError: An argument is out of range, or a simulated output is wrong: an energy would mean nothing.
     """
+    # One change of a full pipeline at least.
+    _demand_at_least(Core.latency + 2, cycles=cycles, timed_cycles=timed_cycles)
+    _demand_at_least(1, streams=count, jobs=jobs)
+    _demand_at_least(0, wires=wires)
     process = Process.read(library, wires)
 
     def one(name: str) -> list[Measured]:
@@ -81,10 +95,13 @@ def measure_all(
                 operands = operands_of(stream, p, recording, t, s, rng)
                 unit = DESIGNS[name].build(p)
                 vectors = vectors_for(unit, operands, np.zeros((t, s), np.int64), rng)
+                # The vectors are a cycle that loads the seed, the operands, and as many cycles as the core's latency.
+                counted = vectors.shape[0] - t, vectors.shape[0] - unit.latency - 1
                 if delays == "zero":
-                    wrong, changes = netlist.simulate(vectors)
+                    wrong, changes = netlist.simulate(vectors, counted)
                 else:
-                    wrong, changes = timed.simulate_timed(netlist, vectors, folder / process.library.name / name)
+                    work = folder / process.library.name / name
+                    wrong, changes = timed.simulate_timed(netlist, vectors, work, counted=counted)
                 if wrong:
                     raise ValueError(f"{name} on {stream}, {delays} delays: {wrong[0]}")
                 found = energy(netlist, changes)
@@ -96,7 +113,7 @@ def measure_all(
                         wires,
                         stream,
                         delays,
-                        (vectors.shape[0] - 1) * vectors.shape[1],
+                        (counted[1] - counted[0]) * s,
                         float(changes.sum()),
                         found.picojoules,
                         found.nets,
@@ -111,3 +128,9 @@ def measure_all(
     with ThreadPoolExecutor(jobs) as pool:
         for rows in pool.map(one, names):
             yield from rows
+
+
+def _demand_at_least(lowest: int, **given: float) -> None:
+    for name, value in given.items():
+        if not lowest <= value < math.inf:
+            raise ValueError(f"{name}={value}, expected at least {lowest}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from importlib import resources
@@ -16,11 +16,23 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from torchdfa.hardware.liberty import GENERIC, Arc, Cell, LibertyError, Library, read_liberty, render
+from torchdfa.hardware.liberty import (
+    GENERIC,
+    Arc,
+    Cell,
+    LibertyError,
+    Library,
+    Pin,
+    names_in,
+    read_liberty,
+    render,
+    truth,
+)
 from torchdfa.hardware.model.fixed import Integers
 from torchdfa.hardware.vectors import Vectors
 
 _CONSTANTS = {"0": "0", "1": "M", "x": "0", "z": "0"}
+_HIDDEN = ""  # the output of a flip-flop's state where no pin of it is connected
 
 
 @dataclass(frozen=True)
@@ -82,9 +94,62 @@ class Instance:
         """Tell whether a flip-flop's output is the inverse of its state."""
         assert self.cell.state is not None
         state, inverse = self.cell.state
-        known = {state: "0", inverse: "1"}
-        flips = render(self.cell.pins[pin].function, known.__getitem__, lambda x: "10"[int(x)])
-        return flips == "1"
+        function = self.cell.pins[pin].function
+        low, high = (truth(function, {state: x, inverse: 1 - x}) for x in (0, 1))
+        if low == high:
+            raise LibertyError(f"output {pin!r} is {function!r}, expected {state} or {inverse}.")
+        return low == 1
+
+    def expression(
+        self, function: str, net: Callable[[int | str], str], negate: Callable[[str], str], output: str = ""
+    ) -> str:
+        """Render a function of this cell with its nets.
+
+        Args:
+            function: As Liberty writes it; of pins, and in a flip-flop of its state.
+            net: Renders a net or constant.
+            negate: Renders a negation.
+            output: Whose function it is; "" for the next state.
+
+        Raises:
+            LibertyError: It is no function, or names what is neither a connected pin nor the state.
+        """
+
+        def name(word: str) -> str:
+            if word in ("0", "1"):
+                return net(word)
+            if word in self.cell.pins and word in self.nets:
+                return net(self.nets[word])
+            if self.cell.state is None or word not in self.cell.state:
+                raise LibertyError(f"{function!r} names {word!r}, expected pins that are connected.")
+            pin, kept = self.outputs()[0]
+            return negate(net(kept)) if self.inverts(pin) != (word == self.cell.state[1]) else net(kept)
+
+        try:
+            return render(function, name, negate)
+        except LibertyError as error:
+            raise LibertyError(f"cell {self.kind!r}, {output or 'next state'}: {error}") from error
+
+    def delay_arcs(self, pin: str) -> list[Arc]:
+        """Return the arcs that delay an output.
+
+        Raises:
+            LibertyError: There are none though it depends on an input, or one is from a pin that is not there.
+        """
+        arcs, function = self.cell.pins[pin].delays, self.cell.pins[pin].function
+        if not arcs and pin != _HIDDEN and not (function and not names_in(function)):
+            raise LibertyError(
+                f"cell {self.kind!r}, pin {pin!r}: no timing arc with a delay, expected timing() with related_pin, "
+                "timing_type combinational, combinational_rise, combinational_fall or rising_edge, and cell_rise or "
+                "cell_fall."
+            )
+        for arc in arcs:
+            if arc.related not in self.cell.pins:
+                raise LibertyError(
+                    f"cell {self.kind!r}, pin {pin!r}: a timing arc from {arc.related!r}, expected one of the pins "
+                    f"{', '.join(self.cell.pins)}."
+                )
+        return arcs
 
 
 @dataclass(frozen=True)
@@ -94,11 +159,13 @@ class Timing:
     Attributes:
         nanoseconds: Clock to setup.
         levels: Cells on it.
+        settled: Clock to the last change of any net, in nanoseconds.
         slews: Of every net, in the library's unit.
     """
 
     nanoseconds: float
     levels: int
+    settled: float
     slews: Mapping[int, float]
 
 
@@ -110,14 +177,19 @@ class Netlist:
         process: The library.
 
     Raises:
-        LibertyError: A cell is not in the library, is sequential in a way that is not simulated, or combinational
-            cells form a loop.
+        LibertyError: A cell or one of its pins is not in the library, is sequential in a way that is not simulated, or
+            combinational cells form a loop.
     """
 
     def __init__(self, path: Path, process: Process):
         self.process = process
         module = next(m for m in json.loads(path.read_text())["modules"].values() if m["ports"])
         self.ports = {name: (p["direction"], list(p["bits"])) for name, p in module["ports"].items()}
+        numbers = [n for _, bits in self.ports.values() for n in bits if isinstance(n, int)]
+        numbers += [
+            n for c in module["cells"].values() for b in c["connections"].values() for n in b if n not in _CONSTANTS
+        ]
+        self.nets = 1 + max(numbers)
         self.instances = [self._instance(c) for c in module["cells"].values()]
         self.flops = [i for i in self.instances if i.cell.state]
         self.clock = int(self.ports["clk"][1][0])
@@ -134,19 +206,33 @@ class Netlist:
         for net, count in fed.items():
             # The clock's wires belong to its tree, which is not built here.
             self.farads[net] += 0 if net == self.clock else fixed + each * count
-        self.nets = 1 + max(
-            n for names in [*(p[1] for p in self.ports.values()), *(i.nets.values() for i in self.instances)]
-            for n in names if isinstance(n, int)
-        )  # fmt: skip
 
     def _instance(self, cell: Mapping[str, Any]) -> Instance:
         kind = cell["type"]
         found = self.process.library.cells.get(kind)
         if found is None:
             raise LibertyError(f"{self.process.library.name} has no cell {kind!r}, which the netlist uses.")
-        if found.state and found.clock.startswith("!"):
-            raise LibertyError(f"{kind!r} is clocked by the falling edge, which is not simulated.")
-        return Instance(kind, found, {pin: bits[0] for pin, bits in cell["connections"].items()})
+        nets = {pin: bits[0] for pin, bits in cell["connections"].items() if bits}
+        for pin in nets:
+            if pin not in found.pins:
+                raise LibertyError(
+                    f"cell {kind!r} has no pin {pin!r}, which the netlist connects; {self.process.library.name} has "
+                    f"{', '.join(found.pins)}."
+                )
+        instance = Instance(kind, found, nets)
+        if not found.state:
+            return instance
+        try:
+            _demand_rising(found.clock)
+            for pin, _ in instance.outputs():
+                instance.inverts(pin)
+        except LibertyError as error:
+            raise LibertyError(f"cell {kind!r}: {error}") from error
+        if not instance.outputs():
+            pins = {**found.pins, _HIDDEN: Pin(True, 0.0, found.state[0], (), ())}
+            instance = replace(instance, cell=replace(found, pins=pins), nets={**nets, _HIDDEN: self.nets})
+            self.nets += 1
+        return instance
 
     def _sorted(self) -> list[Instance]:
         """Return the combinational cells, each behind those that feed it."""
@@ -171,14 +257,21 @@ class Netlist:
             raise LibertyError(f"{len(cells) - len(order)} combinational cells form a loop.")
         return order
 
-    def simulate(self, vectors: Vectors) -> tuple[list[str], NDArray[np.float64]]:
+    def simulate(
+        self, vectors: Vectors, counted: tuple[int, int] | None = None
+    ) -> tuple[list[str], NDArray[np.float64]]:
         """Run the vectors' streams side by side, a bit each of Python's integers, without delays.
+
+        Args:
+            vectors: The streams.
+            counted: Between which two cycles changes are counted; by default the first and the last.
 
         Returns:
             What differs from the expected outputs, and the changes of each net a cycle and stream, (nets,).
         """
         cycles, streams = vectors.shape
         settle, clocked = self._compiled()
+        first, last = counted or (0, cycles - 1)
         mask = (1 << streams) - 1
         state = [0] * self.nets
         for i in self.flops:
@@ -200,7 +293,7 @@ class Netlist:
                     if isinstance(net, int):
                         state[net] = word
             settle(state, mask)
-            if t:
+            if first < t <= last:
                 for net, (a, b) in enumerate(zip(state, before, strict=True)):
                     if a != b:
                         changes[net] += (a ^ b).bit_count()
@@ -209,7 +302,7 @@ class Netlist:
             before = list(state)
             for net, value in zip(flop_nets, clocked(state, mask), strict=True):
                 state[net] = value
-        return found, np.array(changes, float) / max(1, (cycles - 1) * streams)
+        return found, np.array(changes, float) / max(1, (last - first) * streams)
 
     def _differences(self, vectors: Vectors, t: int, state: list[int]) -> list[str]:
         streams = vectors.shape[1]
@@ -229,19 +322,19 @@ class Netlist:
     def _compiled(self) -> tuple[Callable[[list[int], int], None], Callable[[list[int], int], list[int]]]:
         """Return functions made of the cells': settle the combinational nets; the flip-flops' next outputs."""
 
-        def term(i: Instance) -> Callable[[str], str]:
-            return lambda pin: _CONSTANTS[str(n)] if isinstance(n := i.nets[pin], str) else f"n[{n}]"
+        def net(n: int | str) -> str:
+            return f"n[{n}]" if isinstance(n, int) else _CONSTANTS[n]
 
         def invert(x: str) -> str:
             return f"(M ^ {x})"
 
         lines = ["def settle(n, M):"]
         for i in self.order:
-            for pin, net in i.outputs():
-                lines.append(f" n[{net}] = {render(i.cell.pins[pin].function, term(i), invert)}")
+            for pin, driven in i.outputs():
+                lines.append(f" n[{driven}] = {i.expression(i.cell.pins[pin].function, net, invert, pin)}")
         lines += [" return", "def clocked(n, M):", " out = []"]
         for i in self.flops:
-            following = render(i.cell.next_state, term(i), invert)
+            following = i.expression(i.cell.next_state, net, invert)
             for pin, _ in i.outputs():
                 lines.append(f" out.append({invert(following) if i.inverts(pin) else following})")
         lines.append(" return out")
@@ -256,26 +349,19 @@ class Netlist:
         slews: dict[int, float] = defaultdict(lambda: slew)
         arrival: dict[int, tuple[float, int]] = defaultdict(lambda: (0.0, 0))
 
-        def arc(i: Instance, pin: str, found: Arc, start: tuple[float, int], edge: float) -> None:
-            net = i.nets[pin]
-            assert isinstance(net, int)
-            at = self.farads[net] / load
-            delays = [t(edge, at) for name, t in found.tables.items() if name.startswith("cell_")]
-            edges = [t(edge, at) for name, t in found.tables.items() if name.endswith("_transition")]
-            if delays and start[0] + max(delays) > arrival[net][0]:
-                arrival[net] = (start[0] + max(delays), start[1] + 1)
-            if edges:
-                worst[net] = max(worst.get(net, 0.0), max(edges))
-
         for i in [*self.flops, *self.order]:
             worst: dict[int, float] = {}
-            for pin, _ in i.outputs():
-                for found in i.cell.pins[pin].timing:
-                    source = i.nets.get(found.related)
-                    if not isinstance(source, int) or found.kind not in ("combinational", "rising_edge"):
+            flop = i.cell.state is not None
+            for pin, net in i.outputs():
+                at = self.farads[net] / load
+                for arc in i.delay_arcs(pin):
+                    source = i.nets.get(arc.related)
+                    if not isinstance(source, int):
                         continue
-                    flop = i.cell.state is not None
-                    arc(i, pin, found, (0.0, 0) if flop else arrival[source], slew if flop else slews[source])
+                    edge, (start, levels) = (slew, (0.0, 0)) if flop else (slews[source], arrival[source])
+                    arrival[net] = max(arrival[net], (start + max(arc.delays(edge, at)), levels + 1))
+                    if transitions := arc.transitions(edge, at):
+                        worst[net] = max(worst.get(net, 0.0), *transitions)
             slews.update(worst)
         longest, levels = 0.0, 0
         for i in self.flops:
@@ -284,7 +370,20 @@ class Netlist:
                 setup = max((t(slews[net], slew) for a in setups for t in a.tables.values()), default=0.0)
                 if net != self.clock and arrival[net][0] + setup > longest:
                     longest, levels = arrival[net][0] + setup, arrival[net][1]
-        return Timing(longest * self.process.library.seconds / 1e-9, levels, slews)
+        nanosecond = 1e-9 / self.process.library.seconds
+        settled = max((at for at, _ in arrival.values()), default=0.0)
+        return Timing(longest / nanosecond, levels, max(longest, settled) / nanosecond, slews)
+
+
+def _demand_rising(clock: str) -> None:
+    pins = names_in(clock)
+    edge = [truth(clock, dict.fromkeys(pins, level)) for level in (0, 1)] if len(pins) == 1 else []
+    if edge != [0, 1]:
+        how = "by the falling edge" if edge == [1, 0] else "by no single pin"
+        raise LibertyError(
+            f"clocked {how} (clocked_on {clock!r}), which is not simulated; expected a pin's rising edge. In the "
+            "library, mark the cell dont_use : true."
+        )
 
 
 def _packed(values: Integers, width: int) -> list[list[int]]:

@@ -67,7 +67,7 @@ def _charges(netlist: Netlist) -> tuple[NDArray[np.float64], ...]:
                 source = i.nets.get(arc.related, net)
                 slew = slews[source] if isinstance(source, int) else process.slew
                 total += sum(table(slew, load) for table in arc.tables.values()) / len(arc.tables)
-            joules[net] += total / len(arcs) * library.farads
+            joules[net] += total / len(arcs) * library.joules
 
     for i in netlist.order:
         add(i, cells)

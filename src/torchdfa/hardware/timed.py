@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from torchdfa.hardware.liberty import Arc, render
 from torchdfa.hardware.netlist import Instance, Netlist
 from torchdfa.hardware.synthesis import ToolError
 from torchdfa.hardware.vectors import Vectors
@@ -24,18 +22,26 @@ def installed() -> bool:
 
 
 def simulate_timed(
-    netlist: Netlist, vectors: Vectors, folder: Path, period: float | None = None
+    netlist: Netlist,
+    vectors: Vectors,
+    folder: Path,
+    period: float | None = None,
+    counted: tuple[int, int] | None = None,
 ) -> tuple[list[str], NDArray[np.float64]]:
     """Run one stream with delays; return what differs from the expected outputs, and each net's changes a cycle.
 
+    The clock's changes are left to :func:`power.energy`, as without delays.
+
     A cell delays by the mean of its arcs' rises and falls at its nets' loads and slews; pulses shorter than a cell's
-    delay die in it, as in the cell. Inputs change at the clock's falling edge.
+    delay die in it, as in the cell. Inputs change just after the clock's rising edge, as registers' outputs do; outputs
+    are read just before the next.
 
     Args:
         netlist: The gates.
         vectors: One stream.
         folder: Where its files go.
-        period: Of the clock, ns; by default one and a half times the longest path.
+        period: Of the clock, ns; by default one and a half times what the last net takes to settle.
+        counted: As in :meth:`Netlist.simulate`.
 
     Raises:
         ToolError: Icarus is missing or fails.
@@ -46,15 +52,17 @@ def simulate_timed(
     if streams != 1:
         raise ValueError(f"simulate_timed: {streams} streams, expected 1; use Vectors.stream.")
     folder.mkdir(parents=True, exist_ok=True)
-    period = period or 1.5 * netlist.timing.nanoseconds
-    half = round(period * 500)
+    period = period or 1.5 * netlist.timing.settled
+    first, last = counted or (0, cycles - 1)
     inputs = [(name, netlist.ports[name][1]) for name in vectors.inputs]
     lines = []
     for t in range(cycles):
         words = (int(vectors.inputs[name][t, 0]) & ((1 << len(nets)) - 1) for name, nets in inputs)
         lines.append("".join(f"{w:0{len(nets)}b}" for w, (_, nets) in zip(words, inputs, strict=True)))
     (folder / "inputs.txt").write_text("\n".join(lines) + "\n")
-    (folder / "bench.v").write_text(_bench(netlist, inputs, list(vectors.outputs), cycles, half))
+    (folder / "bench.v").write_text(
+        _bench(netlist, inputs, list(vectors.outputs), cycles, (first, last), round(period * 1000))
+    )
     for command in (["iverilog", "-g2012", "-o", "bench.vvp", "bench.v"], ["vvp", "-n", "bench.vvp"]):
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -66,29 +74,36 @@ def simulate_timed(
             expected = int(values[t, 0]) & ((1 << len(netlist.ports[name][1])) - 1)
             if vectors.checked[t, 0] and word != f"{expected:x}":
                 found.append(f"cycle {t}: {name} is {word}, expected {expected:x}")
-    changes = _changes(folder / "changes.vcd", netlist.nets) / max(1, cycles - 1)
+    changes = _changes(folder / "changes.vcd", netlist.nets) / max(1, last - first)
+    changes[netlist.clock] = 0.0
     (folder / "changes.vcd").unlink()
     return found, changes
 
 
 def _bench(
-    netlist: Netlist, inputs: list[tuple[str, list[int | str]]], outputs: list[str], cycles: int, half: int
+    netlist: Netlist,
+    inputs: list[tuple[str, list[int | str]]],
+    outputs: list[str],
+    cycles: int,
+    counted: tuple[int, int],
+    period: int,
 ) -> str:
     """Return the netlist, clock and vectors as Verilog. Nets are n0, n1 …; times are picoseconds."""
     clock, reset = netlist.clock, netlist.ports["rst"][1][0]
-    registers = {n for _, nets in inputs for n in nets} | {n for i in netlist.flops for _, n in i.outputs()}
-    registers |= {clock, reset}
+    start = {n: int(i.inverts(pin)) for i in netlist.flops for pin, n in i.outputs()}
+    registers = {n for _, nets in inputs for n in nets} | {*start, clock, reset}
+    half, rest = period // 2, max(1, period - period // 2 - 2)
     used = {n for i in netlist.instances for n in i.nets.values()} | registers
     used |= {n for _, nets in netlist.ports.values() for n in nets}
     lines = ["`timescale 1ps/1ps", "module bench;"]
     for net in sorted(n for n in used if isinstance(n, int)):
-        lines.append(f"reg n{net} = 0;" if net in registers else f"wire n{net};")
+        lines.append(f"reg n{net} = {start.get(net, 0)};" if net in registers else f"wire n{net};")
     for i in netlist.order:
         for pin, net in i.outputs():
-            value = render(i.cell.pins[pin].function, _named(i), _inverted)
+            value = i.expression(i.cell.pins[pin].function, _net, _inverted, pin)
             lines.append(f"assign #{_delay(netlist, i, pin)} n{net} = {value};")
     for i in netlist.flops:
-        following = render(i.cell.next_state, _named(i), _inverted)
+        following = i.expression(i.cell.next_state, _net, _inverted)
         for pin, net in i.outputs():
             value = _inverted(following) if i.inverts(pin) else following
             lines.append(f"always @(posedge n{clock}) n{net} <= #{_delay(netlist, i, pin)} {value};")
@@ -101,14 +116,15 @@ def _bench(
         "initial begin",
         '  $readmemb("inputs.txt", vectors);',
         '  file = $fopen("outputs.txt", "w");',
-        # A cycle of reset first, whose changes are not counted.
-        f"  {joined} = 0; n{reset} = 1; #{half} n{clock} = 1; #{half} n{clock} = 0; n{reset} = 0;",
-        f"  {joined} = vectors[0]; #{2 * half};",
-        '  $dumpfile("changes.vcd"); $dumpvars(0, bench);',
+        # A cycle of reset first.
+        f"  {joined} = 0; n{reset} = 1; #{period} n{clock} = 1; #1 n{reset} = 0;",
+        '  $dumpfile("changes.vcd");',
         f"  for (t = 0; t < {cycles}; t = t + 1) begin",
-        f"    {joined} = vectors[t]; #{half};",
+        f"    {joined} = vectors[t]; #{half} n{clock} = 0; #{rest};",
         f'    $fdisplay(file, "{" ".join(["%0h"] * len(shown))}", {", ".join(shown)});',
-        f"    n{clock} = 1; #{half} n{clock} = 0;",
+        f"    if (t == {counted[0]}) $dumpvars(0, bench);",
+        f"    if (t == {counted[1]}) $dumpoff;",
+        f"    #1 n{clock} = 1; #1;",
         "  end",
         "  $finish;",
         "end",
@@ -121,10 +137,6 @@ def _net(n: int | str) -> str:
     return f"n{n}" if isinstance(n, int) else _LITERALS[n]
 
 
-def _named(i: Instance) -> Callable[[str], str]:
-    return lambda pin: _net(i.nets[pin])
-
-
 def _inverted(x: str) -> str:
     return f"(~{x})"
 
@@ -135,13 +147,10 @@ def _delay(netlist: Netlist, i: Instance, pin: str) -> int:
     process, slews = netlist.process, netlist.timing.slews
     load = netlist.farads.get(net, 0.0) / process.library.farads
 
-    def delays(arc: Arc) -> list[float]:
+    found: list[float] = []
+    for arc in i.delay_arcs(pin):
         source = i.nets.get(arc.related)
-        slew = slews[source] if isinstance(source, int) else process.slew
-        return [t(slew, load) for name, t in arc.tables.items() if name.startswith("cell_")]
-
-    arcs = [a for a in i.cell.pins[pin].timing if a.kind in ("combinational", "rising_edge")]
-    found = [d for a in arcs for d in delays(a)]
+        found += arc.delays(slews[source] if isinstance(source, int) else process.slew, load)
     return max(1, round(float(np.mean(found)) * process.library.seconds / 1e-12)) if found else 1
 
 
