@@ -85,7 +85,7 @@ class Measured:
         cells_pj: In combinational cells.
         flops_pj: In flip-flops.
         clock_pj: In the flip-flops' clock pins.
-        terms: That carried something, a cycle, in all lanes.
+        terms: That carried something, a cycle, in all lanes; the mean.
     """
 
     design: str
@@ -100,7 +100,7 @@ class Measured:
     cells_pj: float
     flops_pj: float
     clock_pj: float
-    terms: int
+    terms: float
 
     @property
     def per_term(self) -> float:
