@@ -15,7 +15,7 @@ from torchdfa.hardware import cosimulate, simulate, streams, timed
 from torchdfa.hardware.commands import DEBIAN_LIBRARY
 from torchdfa.hardware.designs import DESIGNS, Parameters, demand_buildable, vectors_for
 from torchdfa.hardware.model.fixed import rescale
-from torchdfa.hardware.netlist import Netlist, Process
+from torchdfa.hardware.netlist import Netlist, Process, _packed
 from torchdfa.hardware.power import energy
 from torchdfa.hardware.rtl import Depc, Lfsr, MacCore
 from torchdfa.hardware.streams import RecordConfig, record
@@ -205,6 +205,16 @@ def test_sizes_are_held_against_the_designs_before_anything_starts(tmp_path, cap
         assert "leave it out by --designs" in said
     assert list(tmp_path.iterdir()) == []
     demand_buildable(["depc-stored"], Parameters(terms=64))
+
+
+@pytest.mark.parametrize("terms", [63, 64, 100])
+def test_stored_signs_may_be_wider_than_a_machine_s_integer(terms):
+    p = Parameters(terms=terms, blocks=2)
+    found = vectors("depc-stored", "corners", cycles=6, count=2, p=p)
+    for s in range(2):
+        assert simulate.mismatches(DESIGNS["depc-stored"].build(p), found.stream(s)) == []
+    words = _packed(found.inputs["signs"], terms)[-1]
+    assert [word & 1 for word in words] == [int(found.inputs["signs"][-1, 0]) >> i & 1 for i in range(terms)]
 
 
 def test_a_wrong_expectation_is_found():

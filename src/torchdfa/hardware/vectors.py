@@ -127,7 +127,9 @@ def core_vectors(core: Core, operands: Operands) -> Vectors:
         assert isinstance(core, Depc)
         positive = operands.positive
         if core.source == "stored":
-            inputs["signs"] = _hold((positive << np.arange(terms)).sum(-1), lead, drain)
+            # More signs than a NumPy integer has bits are one of Python's.
+            kind = np.int64 if terms < 64 else object
+            inputs["signs"] = _hold((positive.astype(kind) << np.arange(terms, dtype=kind)).sum(-1), lead, drain)
         else:
             positive = generated(operands.seeds, t, terms)[places]  # the register waits in idle cycles
             inputs["load"] = np.zeros((lead + t + drain, s), np.int64)

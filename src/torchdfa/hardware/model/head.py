@@ -152,7 +152,11 @@ class IntegerHead:
         return found
 
     def step(self, x: Floats, labels: Integers) -> dict[str, Fixed]:
-        """Train on one batch and return its tensors, by name."""
+        """Train on one batch and return its tensors, by name.
+
+        Raises:
+            ValueError: On the first batch: the learning rate is out of the momentum unit's range.
+        """
         *inputs, logits = self.forward(quantize(x, self.config.activations))
         output = error = softmax_error(logits, labels)
         tensors = {"output error": output}
