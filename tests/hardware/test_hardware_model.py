@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 import torchdfa as dfa
 from torchdfa.data import load
+from torchdfa.hardware.accuracy import AccuracyConfig
 from torchdfa.hardware.model import runlength
 from torchdfa.hardware.model.depc import add_tree, direct_errors, sum_width
-from torchdfa.hardware.model.fixed import Fixed, Format, product, quantize, requantize, saturate, shift_round
+from torchdfa.hardware.model.fixed import Fixed, Format, product, quantize, requantize, rescale, saturate, shift_round
 from torchdfa.hardware.model.head import FloatHead, HeadConfig, IntegerHead, feedback_signs
 from torchdfa.hardware.model.momentum import NEAREST, momentum
 from torchdfa.hardware.model.softmax import softmax_error
@@ -44,6 +45,26 @@ def test_requantize_keeps_values_within_half_a_unit():
     y = requantize(x, Format())
     assert np.abs(y.real - x.real).max() <= 0.5 * 2.0**-y.fraction
     assert requantize(x, Format(), finest=-9).fraction == -9
+
+
+@given(st.integers(-(2**55), 2**55), st.integers(-80, 90), st.integers(2, 32))
+def test_rescaling_saturates_at_every_shift(value, shift, width):
+    exact = floor(Fraction(value) / Fraction(2) ** shift + Fraction(1, 2))
+    assert rescale(np.array([value]), shift, width)[0] == min(max(exact, -(2 ** (width - 1))), 2 ** (width - 1) - 1)
+
+
+def test_what_is_out_of_range_goes_to_its_ends():
+    form = Format(fraction=15)
+    assert quantize([1e15, -1e15, 1e300], form).values.tolist() == [32767, -32768, 32767]
+    assert quantize([1.0, -1.0], Format(fraction=2000)).values.tolist() == [32767, -32768]
+    assert requantize(Fixed(np.array([2**40, -1, 0]), 0), Format(fraction=30)).values.tolist() == [32767, -32768, 0]
+    assert requantize(Fixed(np.array([5, -5]), 70), Format(fraction=0)).values.tolist() == [0, 0]
+    for bad in (np.nan, np.inf, -np.inf):
+        with pytest.raises(ValueError, match=f"found {bad}, expected finite"):
+            quantize([0.5, bad], Format())
+    with pytest.raises(OverflowError, match="left shift by 50 exceeds 64 bits"):
+        shift_round(np.array([2**14]), -50)
+    assert shift_round(np.array([0]), -90).tolist() == [0]
 
 
 def test_product_is_exact_or_refused():
@@ -103,12 +124,14 @@ def test_momentum_is_the_formula(seed):
     decay, rate = int(rng.integers(0, 2**16)), int(rng.integers(1, 2**16))
     align, narrow, apply = (int(x) for x in (rng.integers(8, 24), rng.integers(12, 21), rng.integers(10, 33)))
     noise = int(rng.integers(0, 2**32)) if seed % 2 else NEAREST
-    settings = {"decay": decay, "rate": rate, "align": align, "narrow": narrow, "apply": apply, "noise": noise}
-    new_w, new_v = momentum(np.array(w), np.array(v), np.array(g), **settings)
+    coarsen = int(rng.integers(0, 2))
+    settings = {"decay": decay, "rate": rate, "align": align, "narrow": narrow, "apply": apply, "coarsen": coarsen}
+    new_w, new_v = momentum(np.array(w), np.array(v), np.array(g), **settings, noise=noise)
     exact = Fraction(decay * v + g * 2**align, 2**narrow)
     assert new_v == min(max(floor(exact + Fraction(1, 2)), -(2**15)), 2**15 - 1)
     moved = (rate * int(new_v) + (noise >> (32 - apply))) // 2**apply
-    assert new_w == min(max(w - moved, -(2**15)), 2**15 - 1)
+    kept = floor(Fraction(w, 2**coarsen) + Fraction(1, 2))
+    assert new_w == min(max(kept - moved, -(2**15)), 2**15 - 1)
 
 
 def test_softmax_error_is_near_the_real_one():
@@ -199,7 +222,124 @@ def test_sixteen_bits_learn_the_digits():
     assert (whole.predict(test) == data.test.labels.numpy()).mean() > 0.9
 
 
-def test_a_rate_that_the_unit_can_not_apply_is_refused():
-    whole = IntegerHead(head((4, 3)), HeadConfig(lr=1e-12, method="BP"))
-    with pytest.raises(OverflowError, match="out of the momentum unit's range"):
+@pytest.mark.parametrize(("lr", "which"), [(1e-12, "larger"), (1e6, "smaller")])
+def test_a_rate_that_the_unit_can_not_apply_is_refused(lr, which):
+    whole = IntegerHead(head((4, 3)), HeadConfig(lr=lr, method="BP"))
+    with pytest.raises(ValueError, match=f"out of the momentum unit's range: .* choose a {which} one"):
         whole.step(np.ones((32, 4)), np.arange(32) % 3)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"lr": -0.02}, "lr=-0.02, expected a finite rate above 0"),
+        ({"lr": float("nan")}, "lr=nan"),
+        ({"momentum": 1.0}, "momentum=1.0, expected 0 to below 1"),
+        ({"guard": 17}, "guard=17, expected 0 to 16"),
+        ({"terms": 0}, "terms=0, expected at least 1"),
+    ],
+)
+def test_head_settings_out_of_range_are_refused(setting, said):
+    with pytest.raises(ValueError, match=said):
+        HeadConfig(**setting)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"lr": -0.02}, "lr=-0.02, expected a finite rate above 0"),
+        ({"seeds": 0}, "seeds=0, expected at least 1"),
+        ({"epochs": 0}, "epochs=0, expected at least 1"),
+        ({"hidden": (32, 0)}, r"hidden=\(32, 0\), expected widths of at least 1"),
+        ({"train_size": 31}, "train_size=31, expected at least 32, a batch"),
+    ],
+)
+def test_accuracy_settings_out_of_range_are_refused(setting, said):
+    with pytest.raises(ValueError, match=said):
+        AccuracyConfig(**setting)
+
+
+def separable(n=32):
+    x = np.random.default_rng(1).normal(size=(n, 8))
+    x[:, 0] = np.where(np.arange(n) % 2, 4.0, -4.0)
+    return x, np.arange(n) % 2
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+def test_a_converged_head_goes_on(rounding):
+    """The errors vanish: velocities become zero and stay as they are; so, at last, do the weights."""
+    whole = IntegerHead(head((8, 16, 2)), HeadConfig(lr=0.2, rounding=rounding))
+    x, y = separable()
+    fractions = []
+    for _ in range(400):
+        whole.step(x, y)
+        fractions.append([v.fraction for v in whole.velocities])
+    assert (whole.predict(x) == y).all()
+    assert fractions[-1] == fractions[-50]
+    before = [w.values for w in whole.weights]
+    whole.step(x, y)
+    assert all((a == w.values).all() for a, w in zip(before, whole.weights, strict=True))
+
+
+@pytest.mark.parametrize("method", ["BP", "BDFA"])
+def test_a_head_with_a_dead_layer_goes_on(method):
+    layers = head((8, 16, 16, 2))
+    layers[1][1][:] = -500
+    config = HeadConfig(lr=0.05, method=method)
+    whole, real = IntegerHead(layers, config), FloatHead(layers, config)
+    x, y = separable()
+    for _ in range(60):
+        whole.step(x, y)
+        real.step(x, y)
+    for a, b in zip(whole.weights, real.weights, strict=True):
+        assert np.linalg.norm(a.real - b) < 0.05 * np.linalg.norm(b)
+
+
+def test_a_first_gradient_may_be_tiny():
+    """A head that knows its first batch: the step is zero, no fault of the rate."""
+    whole = IntegerHead(head((8, 16, 2)), HeadConfig(lr=0.02, method="BP"))
+    before = whole.weights[0].values
+    gradient = Fixed(np.ones((16, 9), np.int64), 70)
+    whole._update(0, gradient, 1 / 32)
+    assert (whole.weights[0].values == before).all()
+
+
+def test_tiny_activations_leave_room_for_the_biases():
+    layers = head((8, 16, 2))
+    layers[0][0][:] *= 1e-14
+    layers[0][1][:] *= 1e-14
+    whole = IntegerHead(layers, HeadConfig(method="BP"))
+    hidden = whole.forward(quantize(separable()[0], Format()))[1]
+    assert hidden.fraction == 31 and hidden.largest == 0
+
+
+def test_a_weight_s_fraction_follows_its_range():
+    """From a hundredth, a layer's weights grow by some hundred: none saturates, and steps follow the real ones."""
+    rng = np.random.default_rng(0)
+    layers = [(rng.normal(0, 0.01, (b, a)), np.zeros(b)) for a, b in pairwise((8, 16, 2))]
+    config = HeadConfig(method="BP", lr=0.1, guard=8)
+    whole, real = IntegerHead(layers, config), FloatHead(layers, config)
+    x, y = separable()
+    start = [w.fraction for w in whole.weights]
+    before = start
+    for _ in range(60):
+        whole.step(x, y)
+        real.step(x, y)
+        after = [w.fraction for w in whole.weights]
+        assert all(a - 1 <= b <= a for a, b in zip(before, after, strict=True))  # by one bit a step, at most
+        before = after
+    assert all(a - b >= 3 for a, b in zip(start, before, strict=True))
+    for a, b in zip(whole.weights, real.weights, strict=True):
+        assert a.largest < 2**23 - 1
+        assert np.linalg.norm(a.real - b) < 0.05 * np.linalg.norm(b)
+
+
+def test_a_weight_s_fraction_stays_where_nothing_comes_near():
+    whole = IntegerHead(head((12, 20, 5)), HeadConfig(lr=1e-3))
+    before = [w.fraction for w in whole.weights]
+    for _ in range(5):
+        whole.step(np.random.default_rng(0).normal(size=(32, 12)), np.arange(32) % 5)
+    assert [w.fraction for w in whole.weights] == before
+    whole.weights[0].values[0, 0] = 2**14
+    whole.step(np.ones((32, 12)), np.arange(32) % 5)
+    assert [w.fraction for w in whole.weights] == [before[0] - 1, before[1]]

@@ -1,8 +1,10 @@
 """The cost of a training step, against counts by hand and PyTorch's own counter."""
 
 import re
+from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -185,14 +187,15 @@ def test_direct_errors_wait_for_no_layer_above():
     ("a", "b", "out", "result", "expected"),
     [
         (10, 1000, 5, 0, 1015),  # one fits
-        (250, 1000, 5, 0, 1000 + 250 * 10 + 5),  # hold pieces of either: 3250 + … or 3505
-        (1000, 1000, 0, 50, 2000),  # the result fits
-        (1000, 1000, 7, 400, 2 * 2000 + 7),
+        (250, 1000, 5, 0, 1255),  # the result fits: each operand comes once
+        (1000, 1000, 0, 50, 2000),
+        (1000, 1000, 7, 400, 4007),  # four pieces of the result: each operand comes twice
+        (150, 1000, 5, 10**6, 2155),  # two pieces of the smaller operand: the other comes twice
+        (1000, 150, 5, 10**6, 2155),
     ],
 )
 def test_dram_bytes_by_hand(a, b, out, result, expected):
-    best = min(expected, a + b * -(-a // 100) + out, b + a * -(-b // 100) + out)
-    assert dram_bytes(a, b, out, result, 100) == (min(best, (a + b) + out) if min(a, b) > 100 >= result else best)
+    assert dram_bytes(a, b, out, result, 100) == expected
 
 
 def test_a_schedule_by_hand():
@@ -204,6 +207,48 @@ def test_a_schedule_by_hand():
     step_of = [Task("p", "x", 3), Task("q", "y", 3, ("p",))]
     assert period(step_of, {}) == 3
     assert period(step_of, {"p": ["q"]}) == 6
+
+
+def test_the_period_is_that_of_a_long_run():
+    """A unit that works ahead while it waits has to do all of a step's work in the long run."""
+    tasks = [Task("0", "y", 2), Task("1", "x", 8), Task("2", "y", 9, ("0", "1"))]
+    assert period(tasks, {}) == 11
+    assert period(tasks, {"0": ["2"], "1": ["2"]}) == 17
+    # What little is worked ahead lasts for many steps.
+    assert period([Task("0", "y", 0.01), *tasks[1:]], {}) == pytest.approx(9.01)
+
+
+def random_step(seed):
+    rng = np.random.default_rng(seed)
+    names = [str(i) for i in range(rng.integers(1, 8))]
+    chosen = {n: tuple(m for m in names if rng.random() < 0.35) for n in names}
+    tasks = [
+        Task(n, "xyz"[rng.integers(3)], float(rng.integers(0, 9)), tuple(m for m in chosen[n] if m < n)) for n in names
+    ]
+    return tasks, {n: [m for m in chosen[n] if m >= n] for n in names}
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_no_period_is_below_the_busiest_unit_s_work(seed):
+    tasks, repeats = random_step(seed)
+    assert period(tasks, repeats) >= max(sum(t.cycles for t in tasks if t.unit == u) for u in "xyz")
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_unit_takes_what_is_ready_first(seed):
+    """Against the definition, task by task: of all that may start, the earliest, then the one given first."""
+    tasks, _ = random_step(seed)
+    tasks = [
+        replace(t, name=f"{n}/{t.name}", after=tuple(f"{n}/{a}" for a in t.after)) for n in range(4) for t in tasks
+    ]
+    ends, free, left = {}, dict.fromkeys("xyz", 0.0), list(tasks)
+    while left:
+        ready = [t for t in left if all(a in ends for a in t.after)]
+        starts = [max([free[t.unit], *(ends[a] for a in t.after)]) for t in ready]
+        task = ready[starts.index(min(starts))]
+        ends[task.name] = free[task.unit] = min(starts) + task.cycles
+        left.remove(task)
+    assert finish_times(tasks) == ends
 
 
 def test_chips_are_read_and_errors_say_what_is_wrong(tmp_path):

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from math import inf
 from typing import Literal, get_args
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from torchdfa.hardware.model.head import FloatHead, HeadConfig, IntegerHead
 from torchdfa.hardware.rows import Trained
+from torchdfa.hardware.settings import demand
 
 Data = Literal["digits", "cifar10-features"]
 # Of the integers: guard bits of a stored weight, and how updates are rounded.
@@ -32,14 +34,17 @@ class AccuracyConfig:
     Args:
         data: ``digits``: pixels of handwritten digits. ``cifar10-features``: what a convolutional trunk, trained first
             with a head of its own, makes of CIFAR-10.
-        hidden: Widths of the hidden layers.
-        epochs: Passes over the data, in batches of 32.
-        lr: Learning rate of every arithmetic alike.
-        seeds: Of weights and order.
-        train_size: Images of CIFAR-10.
+        hidden: Widths of the hidden layers, each at least 1.
+        epochs: Passes over the data, in batches of 32; at least 1.
+        lr: Learning rate of every arithmetic alike, above 0.
+        seeds: Of weights and order; at least 1.
+        train_size: Images of CIFAR-10, at least 32.
         trunk_epochs: Passes that train the trunk.
         data_root: Where data sets lie.
         methods: Of learning.
+
+    Raises:
+        ValueError: The data are unknown, or a number is out of range.
     """
 
     data: Data = "digits"
@@ -53,8 +58,15 @@ class AccuracyConfig:
     methods: tuple[Literal["BP", "BDFA"], ...] = field(default=("BP", "BDFA"))
 
     def __post_init__(self) -> None:
-        if self.data not in get_args(Data):
-            raise ValueError(f"AccuracyConfig: data={self.data!r}, expected one of {', '.join(get_args(Data))}.")
+        demand(
+            self,
+            data=(self.data in get_args(Data), f"one of {', '.join(get_args(Data))}"),
+            hidden=(min(self.hidden, default=1) >= 1, "widths of at least 1"),
+            epochs=(self.epochs >= 1, "at least 1"),
+            lr=(0 < self.lr < inf, "a finite rate above 0"),
+            seeds=(self.seeds >= 1, "at least 1"),
+            train_size=(self.train_size >= 32, "at least 32, a batch"),
+        )
 
     @property
     def settings(self) -> str:

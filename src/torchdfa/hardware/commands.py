@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from torchdfa.hardware.accuracy import AccuracyConfig
-from torchdfa.hardware.designs import CORES, DESIGNS, Parameters
+from torchdfa.hardware.designs import CORES, DESIGNS, Parameters, demand_buildable
 from torchdfa.hardware.streams import RecordConfig
 
 OUT = "runs/hardware"
@@ -205,7 +205,7 @@ def run_verify(config: VerifyConfig) -> int:
 
     out = Path(config.out)
     table = rows.Table(out / "verification.csv", rows.Check, ("unit", "stream", "against", "library", "size"))
-    names = _names(config.designs, tuple(DESIGNS))
+    names = _names(config.designs, tuple(DESIGNS), config.parameters)
     recording = _recording(config.recording, out)
     found: list[rows.Check] = []
     start = time.monotonic()
@@ -231,7 +231,7 @@ def run_synth(config: SynthConfig) -> int:
     from torchdfa.hardware.measurement import synthesise_all
     from torchdfa.hardware.synthesis import write_verilog
 
-    out, names = Path(config.out), _names(config.designs, tuple(DESIGNS))
+    out, names = Path(config.out), _names(config.designs, tuple(DESIGNS), config.parameters)
     table = rows.Table(out / "synthesis.csv", rows.Synthesised, ("design", "library", "size"))
     for name in names:
         path = write_verilog(name, config.parameters, out / "work" / "rtl")
@@ -264,7 +264,7 @@ def run_power(config: PowerConfig) -> int:
     out = Path(config.out)
     same = ("design", "library", "size", "wires", "stream", "delays")
     table = rows.Table(out / "power.csv", rows.Measured, same)
-    names = _names(config.designs, CORES)
+    names = _names(config.designs, CORES, config.parameters)
     recording = _recording(config.recording, out)
     print(f"{'core':16} {'stream':21} {'delays':6} {'pJ a cycle':>10} {'pJ a term':>10}")
     for row in measure_all(
@@ -360,11 +360,13 @@ def _library(given: str | None) -> Path | None:
     return DEBIAN_LIBRARY if DEBIAN_LIBRARY.is_file() else None
 
 
-def _names(given: Sequence[str] | None, known: tuple[str, ...]) -> list[str]:
+def _names(given: Sequence[str] | None, known: tuple[str, ...], p: Parameters) -> list[str]:
     unknown = [name for name in given or () if name not in known]
     if unknown:
         raise ValueError(f"no design {unknown[0]!r}; there are {', '.join(known)}.")
-    return list(given or known)
+    names = list(given or known)
+    demand_buildable(names, p)
+    return names
 
 
 def _recording(config: RecordConfig, out: Path) -> Any:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from torchdfa.feedback.lfsr import WIDTH
 from torchdfa.hardware.rtl import Depc, MacCore, MomentumUnit, Requantizer, RunLengthDecoder, RunLengthEncoder
 from torchdfa.hardware.rtl.cores import Core
 from torchdfa.hardware.rtl.unit import Unit
+from torchdfa.hardware.settings import demand
 from torchdfa.hardware.vectors import (
     Operands,
     Vectors,
     core_vectors,
     decoder_vectors,
+    demand_cycles,
     encoder_vectors,
     momentum_vectors,
     requantizer_vectors,
@@ -41,9 +44,11 @@ class Parameters:
     blocks: int = 64
 
     def __post_init__(self) -> None:
-        for name, low, high in (("terms", 1, 256), ("width", 2, 16), ("lanes", 1, 256), ("blocks", 1, 2**16)):
-            if not low <= (value := getattr(self, name)) <= high:
-                raise ValueError(f"Parameters: {name}={value}, expected {low} to {high}.")
+        ranges = {"terms": (1, 256), "width": (2, 16), "lanes": (1, 256), "blocks": (1, 2**16)}
+        demand(
+            self,
+            **{name: (a <= getattr(self, name) <= b, f"{a} to {b}") for name, (a, b) in ranges.items()},
+        )
 
     def __str__(self) -> str:
         lanes = f"{self.lanes} lane{'s' if self.lanes > 1 else ''}"
@@ -72,8 +77,13 @@ class Design:
         return self.name.startswith(("mac", "depc"))
 
 
-def _mac(bits: int) -> Callable[[Parameters], Unit]:
+def _mac(bits: int) -> Callable[[Parameters], MacCore]:
     return lambda p: MacCore(p.terms, p.width, bits, p.lanes, p.blocks)
+
+
+def _requantizer(p: Parameters) -> Requantizer:
+    """Build the one that takes the widest core's sums."""
+    return Requantizer(_mac(16)(p).sums[0].shape().width, p.width)
 
 
 DESIGNS = {
@@ -89,7 +99,7 @@ DESIGNS = {
             "DEPC, signs from its generator",
             lambda p: Depc(p.terms, p.width, p.lanes, p.blocks, "generator"),
         ),
-        Design("requantizer", "sum to error: shift, round, saturate", lambda p: Requantizer(38, p.width)),
+        Design("requantizer", "sum to error: shift, round, saturate", _requantizer),
         Design("momentum", "momentum unit, 16-bit weights", lambda p: MomentumUnit()),
         Design("momentum-guarded", "momentum unit, 24-bit weights", lambda p: MomentumUnit(24)),
         Design("runlength-encoder", "encoder of feature maps", lambda p: RunLengthEncoder()),
@@ -99,8 +109,30 @@ DESIGNS = {
 CORES = tuple(name for name, design in DESIGNS.items() if design.is_core)
 
 
+def demand_buildable(names: Sequence[str], p: Parameters) -> None:
+    """Check sizes against the designs that are to have them.
+
+    Args:
+        names: Of the designs.
+        p: The sizes.
+
+    Raises:
+        ValueError: A cycle's terms are more than the bits that the generator makes, and it is among the designs.
+    """
+    if "depc-generator" in names and p.terms > WIDTH:
+        raise ValueError(
+            f"Parameters: terms={p.terms}, expected at most {WIDTH} for depc-generator, whose register has no "
+            "more fresh bits a cycle; leave it out by --designs."
+        )
+
+
 def vectors_for(unit: Unit, operands: Operands, maps: np.ndarray, rng: np.random.Generator) -> Vectors:
-    """Return the vectors of a unit: a core's from operands, the codec's from feature maps (T, S), random otherwise."""
+    """Return the vectors of a unit: a core's from operands, the codec's from feature maps (T, S), random otherwise.
+
+    Raises:
+        ValueError: There are fewer than two cycles, or no stream.
+    """
+    demand_cycles(*maps.shape)
     if isinstance(unit, Core):
         return core_vectors(unit, operands)
     if isinstance(unit, RunLengthEncoder):

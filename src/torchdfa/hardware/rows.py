@@ -87,7 +87,7 @@ class Measured:
         cells_pj: In combinational cells.
         flops_pj: In flip-flops.
         clock_pj: In the flip-flops' clock pins.
-        terms: That carried something, a cycle, in all lanes, on average.
+        terms: That carried something, a cycle, in all lanes; the mean.
     """
 
     design: str

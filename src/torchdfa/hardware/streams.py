@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,8 @@ from torchdfa.feedback.binary import SeededFeedback
 from torchdfa.feedback.lfsr import seed_of
 from torchdfa.hardware.designs import Parameters
 from torchdfa.hardware.model.fixed import Format, Integers, quantize
-from torchdfa.hardware.vectors import Operands
+from torchdfa.hardware.settings import demand
+from torchdfa.hardware.vectors import Operands, demand_cycles, generated
 
 LAYER = "classifier.4"  # the last of the recorded head, fed by a cut
 
@@ -28,13 +30,16 @@ class RecordConfig:
 
     Args:
         data: A data set of the library's, by name.
-        hidden: Widths of the two hidden layers.
-        epochs: Passes over the data.
-        train_size: Images.
-        lr: Learning rate.
-        batch_size: N.
+        hidden: Widths of the two hidden layers, each at least 1.
+        epochs: Passes over the data, at least 1.
+        train_size: Images, at least 1; by default all.
+        lr: Learning rate, above 0.
+        batch_size: N, at least 1.
         seed: Of weights, order and feedback.
         data_root: Where data sets lie.
+
+    Raises:
+        ValueError: A number is out of range.
     """
 
     data: str = "digits"
@@ -45,6 +50,16 @@ class RecordConfig:
     batch_size: int = 32
     seed: int = 0
     data_root: str | None = None
+
+    def __post_init__(self) -> None:
+        demand(
+            self,
+            hidden=(min(self.hidden) >= 1, "widths of at least 1"),
+            epochs=(self.epochs >= 1, "at least 1"),
+            train_size=(self.train_size is None or self.train_size >= 1, "at least 1"),
+            lr=(0 < self.lr < inf, "a finite rate above 0"),
+            batch_size=(self.batch_size >= 1, "at least 1"),
+        )
 
 
 @dataclass(frozen=True)
@@ -84,12 +99,22 @@ class Recording:
 
 
 def record(config: RecordConfig) -> Recording:
-    """Train, and record the step in the middle of the last epoch."""
+    """Train, and record the step in the middle of the last epoch.
+
+    Raises:
+        ValueError: There are fewer images than a batch has.
+    """
     from torchdfa.data import load, subset
 
     split = load(config.data, config.data_root).train
     images = split if config.train_size is None else subset(split, config.train_size, config.seed)
     x = torch.as_tensor(images.images).flatten(1).float()
+    steps = len(x) // config.batch_size
+    if not steps:
+        raise ValueError(
+            f"record: {len(x)} images make no batch of {config.batch_size}; choose a smaller batch_size or a larger "
+            "train_size."
+        )
     x, y = (x - x.mean()) / x.std(), torch.as_tensor(images.labels).long()
     generator = torch.Generator().manual_seed(config.seed)
     with torch.random.fork_rng(devices=[]):
@@ -103,7 +128,6 @@ def record(config: RecordConfig) -> Recording:
     found: dict[str, torch.Tensor] = {}
     last, below = model.get_submodule(LAYER), model.get_submodule("classifier.2")
     assert isinstance(last, torch.nn.Linear) and isinstance(below, torch.nn.Linear)
-    steps = len(x) // config.batch_size
     kept: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def keep(layer: torch.nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
@@ -162,15 +186,34 @@ def laplace(p: Parameters, cycles: int, streams: int, rng: np.random.Generator) 
     )
 
 
-def corners(p: Parameters, cycles: int, streams: int, rng: np.random.Generator) -> Operands:
-    """Only the extremes, zero and ±1, in sums of three blocks: what overflows where a width is wrong."""
+def corners(p: Parameters, cycles: int, streams: int, rng: np.random.Generator, *, generator: bool = False) -> Operands:
+    """Only the extremes, zero and ±1, in sums of the longest length: what overflows where a width is wrong.
+
+    The first sum, ``p.blocks`` cycles before the others, is the highest that there is; in every other stream the
+    lowest. Then come ``cycles`` cycles, some of them idle.
+
+    Args:
+        p: Sizes of the cores.
+        cycles: Beyond those of the first sum.
+        streams: S.
+        rng: Of random operands.
+        generator: The signs are the generator's, whose first sums are then as far out as errors alone can bring them.
+
+    Raises:
+        ValueError: There are fewer than two cycles, or no stream.
+    """
+    demand_cycles(cycles, streams)
     ends = np.array([-(2**15), 2**15 - 1, 0, 1, -1])
-    operands = _synthetic("corners", p, cycles, streams, rng, lambda shape: rng.choice(ends, shape))
-    # The first sums: all terms at one end.
-    operands.errors[: 2 * 3] = -(2 ** (p.width - 1))
-    operands.weights[: 2 * 3] = -(2**15)
-    operands.positive[:3], operands.positive[3:6] = False, True
-    return Operands(**{**operands.__dict__, "block": 3})
+    operands = _synthetic("corners", p, p.blocks + cycles, streams, rng, lambda shape: rng.choice(ends, shape))
+    upward = np.arange(streams)[:, None] % 2 == 0
+    # The lowest error negated is the highest term, and beside the lowest weight the highest product.
+    positive = generated(operands.seeds, p.blocks, p.terms) if generator else ~upward
+    extreme = np.where(positive == upward, 2 ** (p.width - 1) - 1, -(2 ** (p.width - 1)))
+    operands.positive[: p.blocks] = positive
+    operands.errors[: p.blocks] = extreme[..., None, :]
+    operands.weights[: p.blocks] = np.where(upward, -(2**15), 2**15 - 1)
+    valid = (np.arange(p.blocks + cycles) < p.blocks) | (rng.random(p.blocks + cycles) < 0.75)
+    return replace(operands, block=p.blocks, valid=valid)
 
 
 def recorded(
@@ -181,7 +224,11 @@ def recorded(
     ``"output"``: the output's K errors go to the layer below, held while its features pass; K may leave terms idle.
     ``"hidden"``: the errors of a hidden layer, block after block, a feature at a time: errors and feedback change each
     cycle. ``"hidden-held"``: the same with a block of errors held while features pass.
+
+    Raises:
+        ValueError: There are fewer than two cycles, or no stream.
     """
+    demand_cycles(cycles, streams)
     error, weight = (
         (recording.output_error, recording.weight)
         if which == "output"
@@ -211,7 +258,7 @@ def recorded(
         signs[block[:, None], :, shifted],
         seeds,
         block=blocks if which == "hidden" and blocks <= p.blocks else 1,
-        used=k if blocks == 1 else 0,
+        used=float(np.minimum(k - block * p.terms, p.terms).mean()),  # the last block may be partly idle
     )
 
 
@@ -227,6 +274,7 @@ def _synthetic(
     rng: np.random.Generator,
     draw: Callable[[tuple[int, ...]], Integers],
 ) -> Operands:
+    demand_cycles(cycles, streams)
     errors = draw((cycles, streams, p.lanes, p.terms)) >> (16 - p.width)
     weights = draw((cycles, streams, p.terms))
     return Operands(
@@ -239,7 +287,12 @@ def _synthetic(
 
 
 def maps(recording: Recording | None, cycles: int, streams: int, rng: np.random.Generator) -> Integers:
-    """Return feature maps (T, S) for the codec: recorded activations, else as sparse as behind a ReLU."""
+    """Return feature maps (T, S) for the codec: recorded activations, else as sparse as behind a ReLU.
+
+    Raises:
+        ValueError: There are fewer than two cycles, or no stream.
+    """
+    demand_cycles(cycles, streams)
     if recording is not None:
         return np.resize(recording.activation, (streams, cycles)).T.copy()
     sparse = np.where(rng.random((cycles, streams)) < 0.7, 0, rng.integers(1, 2**15, (cycles, streams)))

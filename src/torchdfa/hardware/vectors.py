@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from torchdfa.feedback import lfsr
 from torchdfa.hardware.model import runlength
-from torchdfa.hardware.model.depc import direct_errors
-from torchdfa.hardware.model.fixed import Integers, saturate, shift_round
+from torchdfa.hardware.model.depc import add_tree
+from torchdfa.hardware.model.fixed import Integers, rescale
 from torchdfa.hardware.model.momentum import NEAREST, WIDTH, momentum
 from torchdfa.hardware.rtl.cores import Core, Depc, MacCore
 from torchdfa.hardware.rtl.momentum import MomentumUnit
@@ -62,8 +62,9 @@ class Operands:
         weights: (T, S, terms), 16 bits: back-propagation's.
         positive: (T, S, terms): the signs of direct feedback, where they are stored.
         seeds: (S,): where they are generated.
-        block: Cycles a sum takes.
-        used: Of the terms, those that carry something.
+        block: Cycles a sum takes, those counted in which operands come.
+        used: Terms a cycle that carry something, the mean over the cycles; 0: all.
+        valid: (T,): cycles in which operands come, the first among them; by default all.
     """
 
     name: str
@@ -72,12 +73,26 @@ class Operands:
     positive: NDArray[np.bool_]
     seeds: Integers
     block: int = 1
-    used: int = 0
+    used: float = 0.0
+    valid: NDArray[np.bool_] | None = None
 
     @property
-    def terms(self) -> int:
-        """Terms a cycle that carry something."""
-        return self.used or self.errors.shape[-1]
+    def terms(self) -> float:
+        """Terms a cycle that carry something, the mean over the cycles."""
+        return self.used or float(self.errors.shape[-1])
+
+
+def demand_cycles(cycles: int, streams: int) -> None:
+    """Check the lengths of what is to be simulated.
+
+    Raises:
+        ValueError: There are fewer than two cycles, or no stream.
+    """
+    if cycles < 2 or streams < 1:
+        raise ValueError(
+            f"vectors: cycles={cycles}, streams={streams}; expected at least 2 cycles, between which something "
+            "changes, and a stream."
+        )
 
 
 def core_vectors(core: Core, operands: Operands) -> Vectors:
@@ -85,22 +100,26 @@ def core_vectors(core: Core, operands: Operands) -> Vectors:
     t, s, lanes, terms = operands.errors.shape
     assert (lanes, terms) == (core.lanes, core.terms)
     lead, drain = 1, core.latency
-    places = np.arange(t)
+    valid = np.ones(t, bool) if operands.valid is None else operands.valid
+    assert valid[0]
+    places = np.cumsum(valid) - 1
+    # In idle cycles both marks are set, and must be ignored.
+    first = ~valid | (places % operands.block == 0)
+    last = ~valid | (places % operands.block == operands.block - 1) | (places == places[-1])
 
     def padded(x: Integers) -> Integers:
         edges = np.zeros((1, *x.shape[1:]), np.int64)
         return np.concatenate([edges] * lead + [x.astype(np.int64)] + [edges] * drain)
 
-    last = (places % operands.block == operands.block - 1) | (places == t - 1)
-    marks = {"valid": np.ones(t), "first": places % operands.block == 0, "last": last}
+    marks = {"valid": valid, "first": first, "last": last}
     inputs = {name: padded(np.repeat(np.asarray(mark, np.int64)[:, None], s, 1)) for name, mark in marks.items()}
     # Data ports keep their last values while the pipeline drains: in the chip they come from registers.
     for j in range(lanes):
         for i in range(terms):
             inputs[f"e{j}_{i}"] = _hold(operands.errors[:, :, j, i], lead, drain)
     if isinstance(core, MacCore):
-        weights = shift_round(operands.weights, 16 - core.weights[0].shape().width)
-        weights = saturate(weights, core.weights[0].shape().width)
+        width = core.weights[0].shape().width
+        weights = rescale(operands.weights, 16 - width, width)
         for i in range(terms):
             inputs[f"w{i}"] = _hold(weights[:, :, i], lead, drain)
         sums = (operands.errors * weights[:, :, None]).sum(-1)
@@ -108,29 +127,28 @@ def core_vectors(core: Core, operands: Operands) -> Vectors:
         assert isinstance(core, Depc)
         positive = operands.positive
         if core.source == "stored":
-            inputs["signs"] = _hold((positive << np.arange(terms)).sum(-1), lead, drain)
+            # More signs than a NumPy integer has bits are one of Python's.
+            kind = np.int64 if terms < 64 else object
+            inputs["signs"] = _hold((positive.astype(kind) << np.arange(terms, dtype=kind)).sum(-1), lead, drain)
         else:
-            positive = generated(operands.seeds, t, terms)
+            positive = generated(operands.seeds, t, terms)[places]  # the register waits in idle cycles
             inputs["load"] = np.zeros((lead + t + drain, s), np.int64)
             inputs["load"][0] = 1
             inputs["seed"] = np.repeat(operands.seeds[None], lead + t + drain, 0)
-        # Each cycle by the reference model: one sample a lane, one feature.
-        sums = np.stack(
-            [
-                direct_errors(operands.errors[a, b], positive[a, b][:, None], terms)[:, 0]
-                for a in range(t)
-                for b in range(s)
-            ]
-        ).reshape(t, s, lanes)
+        # Each cycle by the reference model's tree: one feature, other signs in every stream.
+        signed = np.where(positive[:, :, None], operands.errors, -operands.errors)
+        sums = add_tree(signed.reshape(-1, terms)).reshape(t, s, lanes)
+    late = lead + core.latency
     outputs, checked = {}, np.zeros((lead + t + drain, s), bool)
-    checked[lead + core.latency :] = last[:, None]
+    checked[late:] = True
     for j in range(lanes):
         y = np.zeros((lead + t + drain, s), np.int64)
         for a in range(t):
-            y[lead + core.latency + a] = sums[a, :, j] + (y[lead + core.latency + a - 1] if a % operands.block else 0)
+            before = y[late + a - 1]
+            y[late + a] = (before * (not first[a]) + sums[a, :, j]) if valid[a] else before
         outputs[f"y{j}"] = y
     outputs["done"] = np.zeros_like(checked, np.int64)
-    outputs["done"][lead + core.latency :] = last[:, None]
+    outputs["done"][late:] = (valid & last)[:, None]
     return Vectors(inputs, outputs, checked)
 
 
@@ -141,39 +159,53 @@ def generated(seeds: Integers, cycles: int, terms: int) -> NDArray[np.bool_]:
 
 
 def requantizer_vectors(unit: Requantizer, rng: np.random.Generator, cycles: int, streams: int) -> Vectors:
-    """Return random sums of every size and shift, and the extremes."""
-    wide = unit.x.shape().width
-    size = rng.integers(1, wide, (cycles, streams))
-    x = rng.integers(-(2**62), 2**62, (cycles, streams)) >> (63 - size)
+    """Return sums of every size: half of them shifted anywhere, half about as far as fills the width; and extremes."""
+    wide, width, shape = unit.wide, unit.width, (cycles, streams)
+    size = rng.integers(1, wide, shape)
+    x = rng.integers(-(2**62), 2**62, shape) >> (63 - size)
     x[0], x[1] = 2 ** (wide - 1) - 1, -(2 ** (wide - 1))
-    shift = rng.integers(0, 32, (cycles, streams))
+    size[:2] = wide - 1
+    filling = size - (width - 1) + rng.integers(-2, 3, shape)
+    anywhere = rng.integers(-width, wide + 1, shape)
+    shift = np.clip(np.where(rng.random(shape) < 0.5, anywhere, filling), -width, wide)
     y = np.empty_like(x)
-    for n in range(32):
-        y[shift == n] = saturate(shift_round(x[shift == n], n), unit.width)
+    for n in range(-width, wide + 1):
+        y[shift == n] = rescale(x[shift == n], n, width)
     return _delayed({"x": x, "shift": shift}, {"y": y}, unit.latency)
 
 
-def momentum_vectors(unit: MomentumUnit, rng: np.random.Generator, cycles: int, streams: int) -> Vectors:
-    """Return random weights of random layers, one layer a stream; every other stream rounds to the nearest."""
+def momentum_vectors(
+    unit: MomentumUnit,
+    rng: np.random.Generator,
+    cycles: int,
+    streams: int,
+    layers: Mapping[str, Integers] | None = None,
+) -> Vectors:
+    """Return random weights of layers (settings by port, (S,); by default random ones, one layer a stream).
+
+    Every other stream rounds to the nearest.
+    """
     shape = (cycles, streams)
     w = rng.integers(-(2 ** (unit.weight_width - 1)), 2 ** (unit.weight_width - 1), shape)
     v, g = (rng.integers(-(2 ** (WIDTH - 1)), 2 ** (WIDTH - 1), shape) for _ in range(2))
     v[0], g[0], w[0] = -(2**15), -(2**15), 2 ** (unit.weight_width - 1) - 1
+    v[1], g[1], w[1] = 2**15 - 1, 2**15 - 1, -(2 ** (unit.weight_width - 1))
     noise = np.where(np.arange(streams) % 2, rng.integers(0, 2**32, shape), NEAREST)
-    layer = {
+    layers = layers or {
         "decay": rng.integers(0, 2**16, streams),
         "rate": rng.integers(1, 2**16, streams),
         "align": rng.integers(8, 24, streams),
         "narrow": rng.integers(12, 21, streams),
         "apply": rng.integers(10, 33, streams),
+        "coarsen": rng.integers(0, 2, streams),
     }
     w_new, v_new = np.empty_like(w), np.empty_like(v)
     for s in range(streams):
-        settings = {name: int(values[s]) for name, values in layer.items()}
+        settings = {name: int(values[s]) for name, values in layers.items()}
         w_new[:, s], v_new[:, s] = momentum(
             w[:, s], v[:, s], g[:, s], noise=noise[:, s], weight_width=unit.weight_width, **settings
         )
-    inputs = {"w": w, "v": v, "g": g, **{name: np.repeat(x[None], cycles, 0) for name, x in layer.items()}}
+    inputs = {"w": w, "v": v, "g": g, **{name: np.repeat(x[None], cycles, 0) for name, x in layers.items()}}
     vectors = _delayed(inputs, {"w_new": w_new, "v_new": v_new}, unit.latency)
     late = np.concatenate([np.full((3, streams), NEAREST), noise, np.full((unit.latency - 3, streams), NEAREST)])
     return Vectors({**vectors.inputs, "noise": late}, vectors.outputs, vectors.checked)

@@ -21,7 +21,9 @@ from torchdfa.hardware.netlist import Netlist, Process
 from torchdfa.hardware.rows import Check
 from torchdfa.hardware.streams import Recording
 from torchdfa.hardware.synthesis import synthesise, write_verilog
-from torchdfa.hardware.vectors import Operands, Vectors, generated
+from torchdfa.hardware.vectors import Operands, Vectors, demand_cycles, generated
+
+_STREAMS = 8
 
 
 def check_feedback(features: int = 64) -> Iterator[Check]:
@@ -58,7 +60,12 @@ def check_recording(recording: Recording, p: Parameters) -> Check:
 def verify(
     names: list[str], p: Parameters, recording: Recording, library: Path | None, folder: Path, cycles: int = 96
 ) -> Iterator[Check]:
-    """Yield every check: PyTorch against the model, the model against RTL, Verilog, gates and gates with delays."""
+    """Yield every check: PyTorch against the model, the model against RTL, Verilog, gates and gates with delays.
+
+    Raises:
+        ValueError: There are fewer than two cycles.
+    """
+    demand_cycles(cycles, _STREAMS)
     yield from check_feedback()
     yield check_recording(recording, p)
     process = Process.read(library)
@@ -69,7 +76,7 @@ def verify(
         every = list(_streams(name, p, recording, cycles, rng))
         for operands in every:
             unit = DESIGNS[name].build(p)
-            codec = streams.maps(recording if operands.name.startswith("recorded") else None, cycles, 8, rng)
+            codec = streams.maps(recording if operands.name.startswith("recorded") else None, cycles, _STREAMS, rng)
             vectors = vectors_for(unit, operands, codec, rng)
             # Two streams: the second of the momentum unit's vectors rounds stochastically.
             firsts = [vectors.stream(s) for s in range(2)]
@@ -98,12 +105,12 @@ def _timed(gates: Netlist, vectors: Vectors, folder: Path) -> list[str]:
 def _streams(
     name: str, p: Parameters, recording: Recording, cycles: int, rng: np.random.Generator
 ) -> Iterator[Operands]:
-    yield streams.uniform(p, cycles, 8, rng)
+    yield streams.uniform(p, cycles, _STREAMS, rng)
     if DESIGNS[name].is_core:
-        yield streams.corners(p, cycles, 8, rng)
-        yield streams.recorded(recording, p, cycles, 8, "hidden")
+        yield streams.corners(p, cycles, _STREAMS, rng, generator=name == "depc-generator")
+        yield streams.recorded(recording, p, cycles, _STREAMS, "hidden")
     if DESIGNS[name].is_core or name.startswith("runlength"):
-        yield streams.recorded(recording, p, cycles, 8, "output")
+        yield streams.recorded(recording, p, cycles, _STREAMS, "output")
 
 
 def _stream_name(name: str, operands: str) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from torchdfa.hardware.settings import demand
+
 Integers = NDArray[np.int64]
 
 
@@ -28,8 +30,7 @@ class Format:
     fraction: int | None = None
 
     def __post_init__(self) -> None:
-        if not 2 <= self.width <= 32:
-            raise ValueError(f"Format: width={self.width}, expected 2 to 32 bits.")
+        demand(self, width=(2 <= self.width <= 32, "2 to 32 bits"))
 
     @property
     def highest(self) -> int:
@@ -53,16 +54,29 @@ class Fixed:
     fraction: int
 
     @property
+    def largest(self) -> int:
+        """The largest magnitude of the integers."""
+        return int(np.abs(self.values).max(initial=0))
+
+    @property
     def real(self) -> NDArray[np.float64]:
         """The numbers that it stands for."""
         return np.ldexp(self.values.astype(np.float64), -self.fraction)
 
 
 def shift_round(values: Integers, shift: int, noise: Any = None) -> Integers:
-    """Return ``values · 2^-shift``, to the nearest, halves upward; or ``(values + noise) >> shift``."""
+    """Return ``values · 2^-shift``, to the nearest, halves upward; or ``(values + noise) >> shift``.
+
+    Raises:
+        OverflowError: Shifted left, a value exceeds 64 bits.
+    """
     if shift <= 0:
-        return values << -shift
-    return (values + ((1 << (shift - 1)) if noise is None else noise)) >> shift
+        if int(np.abs(values).max(initial=0)) << -shift >= 2**63:
+            raise OverflowError(f"shift_round: a left shift by {-shift} exceeds 64 bits; expected smaller values.")
+        return values << -shift if shift > -64 else values
+    if noise is None:
+        return ((values >> min(shift - 1, 63)) + 1) >> 1
+    return (values + noise) >> shift
 
 
 def saturate(values: Integers, width: int) -> Integers:
@@ -70,19 +84,34 @@ def saturate(values: Integers, width: int) -> Integers:
     return np.clip(values, -(2 ** (width - 1)), 2 ** (width - 1) - 1)
 
 
+def rescale(values: Integers, shift: int, width: int) -> Integers:
+    """Return ``values · 2^-shift`` in so many bits: to the nearest, halves upward, out of range to their ends."""
+    if shift < 0:  # saturated first, so that no shift is too far; by the width, nothing but 0 is left in range
+        values, shift = saturate(values, width), max(shift, -width)
+    return saturate(shift_round(values, shift), width)
+
+
 def quantize(x: Any, form: Format) -> Fixed:
-    """Round real numbers to a format, to the nearest, halves upward, out of range to its ends."""
+    """Round real numbers to a format, to the nearest, halves upward, out of range to its ends.
+
+    Raises:
+        ValueError: A number is infinite or not a number.
+    """
     x = np.asarray(x, np.float64)
+    if not np.isfinite(x).all():
+        raise ValueError(f"quantize: found {x[~np.isfinite(x)][0]}, expected finite numbers.")
     fraction = form.fit(float(np.abs(x).max(initial=0.0)))
-    return Fixed(saturate(np.floor(np.ldexp(x, fraction) + 0.5).astype(np.int64), form.width), fraction)
+    with np.errstate(over="ignore"):
+        rounded = np.floor(np.ldexp(x, fraction) + 0.5)
+    # Before the cast, which has no end to saturate at.
+    return Fixed(np.clip(rounded, -form.highest - 1, form.highest).astype(np.int64), fraction)
 
 
 def requantize(x: Fixed, form: Format, *, finest: int | None = None) -> Fixed:
     """Bring a tensor, an accumulator's say, to a format, with a fraction of at most ``finest``."""
-    largest = int(np.abs(x.values).max(initial=0))
-    fraction = form.fit(float(np.ldexp(float(largest), -x.fraction)))
+    fraction = form.fit(float(np.ldexp(float(x.largest), -x.fraction)))
     fraction = fraction if finest is None else min(fraction, finest)
-    return Fixed(saturate(shift_round(x.values, x.fraction - fraction), form.width), fraction)
+    return Fixed(rescale(x.values, x.fraction - fraction, form.width), fraction)
 
 
 def product(a: Integers, b: Integers) -> Integers:

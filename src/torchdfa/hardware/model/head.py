@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Literal
 
 import numpy as np
@@ -13,9 +14,10 @@ from numpy.typing import NDArray
 from torchdfa.feedback import lfsr
 from torchdfa.feedback.bits import key_of
 from torchdfa.hardware.model.depc import direct_errors
-from torchdfa.hardware.model.fixed import Fixed, Format, Integers, product, quantize, requantize, saturate, shift_round
+from torchdfa.hardware.model.fixed import Fixed, Format, Integers, product, quantize, requantize, rescale, shift_round
 from torchdfa.hardware.model.momentum import DECAY_BITS, NEAREST, RATE_BITS, WIDTH, momentum
 from torchdfa.hardware.model.softmax import softmax_error
+from torchdfa.hardware.settings import demand
 
 Floats = NDArray[np.float64]
 Method = Literal["BP", "BDFA"]
@@ -28,12 +30,15 @@ class HeadConfig:
     Args:
         method: ``"BP"``: errors by the transposed weights. ``"BDFA"``: by signs that the generator makes.
         activations: Format of activations and errors.
-        guard: Bits that a stored weight has beyond the 16 which the arrays read.
+        guard: Bits that a stored weight has beyond the 16 which the arrays read, 0 to 16.
         rounding: Of the weights' updates: ``"nearest"``, or ``"stochastic"`` with bits from the generator.
-        lr: Learning rate.
-        momentum: μ.
+        lr: Learning rate, above 0.
+        momentum: μ, 0 to below 1.
         seed: Of the feedback.
-        terms: Of the error propagation core.
+        terms: Of the error propagation core, at least 1.
+
+    Raises:
+        ValueError: A number is out of range.
     """
 
     method: Method = "BDFA"
@@ -44,6 +49,15 @@ class HeadConfig:
     momentum: float = 0.9
     seed: int = 0
     terms: int = 16
+
+    def __post_init__(self) -> None:
+        demand(
+            self,
+            guard=(0 <= self.guard <= 16, "0 to 16 bits"),
+            lr=(0 < self.lr < inf, "a finite rate above 0"),
+            momentum=(0 <= self.momentum < 1, "0 to below 1"),
+            terms=(self.terms >= 1, "at least 1"),
+        )
 
 
 def feedback_signs(seed: int, name: str, errors: int, features: int, leap: int = lfsr.LEAP) -> NDArray[np.bool_]:
@@ -101,8 +115,8 @@ class IntegerHead:
 
     Weights and velocities have a fraction a layer; activations, errors and gradients one a tensor and step, chosen from
     the accumulators' largest magnitude. Where the error comes from the feedback, its scale is a factor of the layer's
-    learning rate, so that the core only adds. So is 1/N of the loss. A velocity's fraction follows its range by one bit
-    a step.
+    learning rate, so that the core only adds. So is 1/N of the loss. Fractions follow their layer's range by one bit a
+    step: a weight's goes down where the largest fills its bits, a velocity's up and down.
 
     Args:
         layers: Weights (out, in) and biases (out,), real, lowest layer first.
@@ -116,7 +130,7 @@ class IntegerHead:
         self.width = 16 + config.guard
         self.weights: list[Fixed] = []
         for w in real:
-            # One bit of headroom: weights grow while they learn.
+            # One bit of headroom: weights may double before their fraction follows.
             fraction = Format().fit(2 * float(np.abs(w).max())) + config.guard
             self.weights.append(quantize(w, Format(width=self.width, fraction=fraction)))
         self.velocities: list[Fixed | None] = [None] * len(real)
@@ -125,7 +139,7 @@ class IntegerHead:
     def read(self, i: int) -> Fixed:
         """Return the weights of layer ``i`` as the arrays read them, 16 bits."""
         stored, guard = self.weights[i], self.config.guard
-        return Fixed(saturate(shift_round(stored.values, guard), 16), stored.fraction - guard)
+        return Fixed(rescale(stored.values, guard, 16), stored.fraction - guard)
 
     def forward(self, x: Fixed) -> list[Fixed]:
         """Return the layers' inputs, (N, in), and the logits."""
@@ -134,11 +148,15 @@ class IntegerHead:
             total = _affine(found[-1], self.read(i))
             if i < len(self.weights) - 1:
                 total = Fixed(np.maximum(total.values, 0), total.fraction)
-            found.append(requantize(total, self.config.activations))
+            found.append(requantize(total, self.config.activations, finest=31))  # so that biases fit the sums they join
         return found
 
     def step(self, x: Floats, labels: Integers) -> dict[str, Fixed]:
-        """Train on one batch and return its tensors, by name."""
+        """Train on one batch and return its tensors, by name.
+
+        Raises:
+            ValueError: On the first batch: the learning rate is out of the momentum unit's range.
+        """
         *inputs, logits = self.forward(quantize(x, self.config.activations))
         output = error = softmax_error(logits, labels)
         tensors = {"output error": output}
@@ -170,24 +188,29 @@ class IntegerHead:
 
     def _update(self, i: int, gradient: Fixed, scale: float) -> None:
         weight, velocity = self.weights[i], self.velocities[i]
-        change = 0
+        coarsen = int(weight.largest >= 2 ** (self.width - 2))
+        rate, places = self._rate(scale)
+        first = velocity is None
         if velocity is None:  # with momentum 0.9 a velocity grows to ten gradients: three bits of headroom
-            first = requantize(gradient, Format())
-            velocity = Fixed(np.zeros_like(gradient.values), first.fraction - 3)
-        else:
-            largest = int(np.abs(velocity.values).max())
-            change = -1 if largest >= 2**14 else 1 if largest < 2**12 else 0
+            velocity = Fixed(np.zeros_like(gradient.values), requantize(gradient, Format()).fraction - 3)
+        apply = velocity.fraction + places - (weight.fraction - coarsen)
+        # A dead layer's first gradient may be as small as it likes: the rate is judged by one of 2^-9 at least.
+        least = apply - max(0, velocity.fraction - 20)
+        if first and (apply < 1 or (rate and not rate >> max(0, least - 32))):
+            raise ValueError(
+                f"layer {i}: the learning rate {self.config.lr:g} is out of the momentum unit's range: found a right "
+                f"shift of {least} places, expected 1 to 47; choose a {'smaller' if apply < 1 else 'larger'} one."
+            )
+        largest = velocity.largest
+        # Only as far as the unit shifts; beyond, a velocity so small moves nothing, and one so large saturates.
+        change = -1 if largest >= 2**14 and apply > 1 else 1 if 0 < largest < 2**12 and apply < 32 else 0
+        apply += change
+        if apply > 32:  # too small a step for the unit's shift: fewer bits of the rate, at last none
+            rate, apply = rate >> (apply - 32), 32
         point = velocity.fraction + DECAY_BITS
         g = requantize(gradient, Format(), finest=point)
         if g.fraction < point - 31:
-            g = Fixed(saturate(g.values << (point - 31 - g.fraction), WIDTH), point - 31)
-        mantissa, exponent = np.frexp(self.config.lr * scale)
-        rate, places = min(round(mantissa * 2**RATE_BITS), 2**RATE_BITS - 1), RATE_BITS - int(exponent)
-        apply = velocity.fraction + change + places - weight.fraction
-        if apply > 32:  # too small a step for the unit's shift: fewer bits of the rate
-            rate, apply = rate >> (apply - 32), 32
-        if apply < 1 or rate == 0:
-            raise OverflowError(f"layer {i}: the learning rate {self.config.lr:g} is out of the momentum unit's range.")
+            g = Fixed(rescale(g.values, g.fraction - (point - 31), WIDTH), point - 31)
         noise: Any = NEAREST
         if self.config.rounding == "stochastic":
             states = lfsr.states(self.noise, weight.values.size + 1, leap=32)
@@ -197,16 +220,22 @@ class IntegerHead:
             weight.values,
             velocity.values,
             g.values,
-            decay=round(self.config.momentum * 2**DECAY_BITS),
+            decay=min(round(self.config.momentum * 2**DECAY_BITS), 2**DECAY_BITS - 1),
             rate=rate,
             align=point - g.fraction,
             narrow=DECAY_BITS - change,
             apply=apply,
+            coarsen=coarsen,
             noise=noise,
             weight_width=self.width,
         )
-        self.weights[i] = Fixed(values, weight.fraction)
+        self.weights[i] = Fixed(values, weight.fraction - coarsen)
         self.velocities[i] = Fixed(moved, velocity.fraction + change)
+
+    def _rate(self, scale: float) -> tuple[int, int]:
+        """Return the learning rate times a scale as 16 bits, and how many lie behind the point."""
+        mantissa, exponent = np.frexp(self.config.lr * scale)
+        return min(round(mantissa * 2**RATE_BITS), 2**RATE_BITS - 1), RATE_BITS - int(exponent)
 
 
 def _feedback(weights: Sequence[Floats], config: HeadConfig) -> tuple[list[Any], list[float]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from torchdfa.hardware.model.fixed import Integers, saturate, shift_round
+from torchdfa.hardware.model.fixed import Integers, rescale, saturate, shift_round
 
 WIDTH = 16
 DECAY_BITS = 16  # of μ, all behind the point
@@ -24,13 +24,15 @@ def momentum(
     align: int,
     narrow: int,
     apply: int,
+    coarsen: int = 0,
     noise: Any = NEAREST,
     weight_width: int = WIDTH,
 ) -> tuple[Integers, Integers]:
     """Return the new weights and velocities.
 
     With v of fraction f, g of fraction ``f + 16 - align`` and w of fraction F, the new v has fraction
-    ``f + 16 - narrow``, and the learning rate is ``rate · 2^(f + 16 - narrow - apply - F)``;
+    ``f + 16 - narrow``, the new w has ``F - coarsen``, and the learning rate is
+    ``rate · 2^(f + 16 - narrow - apply - F + coarsen)``;
     :class:`torchdfa.hardware.model.head.IntegerHead` chooses the shifts.
 
     Args:
@@ -41,11 +43,12 @@ def momentum(
         rate: Unsigned, 16 bits.
         align: Left shift of the gradient to the products' point, 0 to 31.
         narrow: Right shift of the sum to the new velocity's point, 0 to 31.
-        apply: Right shift of ``rate · v`` to the weight's point, 1 to 32.
+        apply: Right shift of ``rate · v`` to the new weight's point, 1 to 32.
+        coarsen: Right shift of w to the new weight's point, 0 or 1.
         noise: What is added before that shift, as a fraction of its unit in 2^-32: random for stochastic rounding.
         weight_width: Bits of a weight.
     """
     wide = decay * velocity + (np.asarray(gradient, np.int64) << align)
-    velocity = saturate(shift_round(wide, narrow), WIDTH)
+    velocity = rescale(wide, narrow, WIDTH)
     step = shift_round(rate * velocity, apply, np.asarray(noise, np.int64) >> (32 - apply))
-    return saturate(weight - step, weight_width), velocity
+    return saturate(shift_round(weight, coarsen) - step, weight_width), velocity

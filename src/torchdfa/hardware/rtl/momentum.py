@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Module, signed
+from amaranth.hdl import Module, Mux, signed
 
 from torchdfa.hardware.model.momentum import DECAY_BITS, RATE_BITS, WIDTH
 from torchdfa.hardware.rtl.unit import Unit, delayed, named, rounded, saturated
@@ -27,7 +27,8 @@ class MomentumUnit(Unit):
         self.g = self.input("g", signed(WIDTH))
         self.decay, self.rate = self.input("decay", DECAY_BITS), self.input("rate", RATE_BITS)
         self.align, self.narrow = self.input("align", 5), self.input("narrow", 5)
-        self.apply, self.noise = self.input("apply", 6), self.input("noise", 32)
+        self.apply, self.coarsen = self.input("apply", 6), self.input("coarsen")
+        self.noise = self.input("noise", 32)
         self.w_new, self.v_new = self.output("w_new", signed(weight_width)), self.output("v_new", signed(WIDTH))
 
     def elaborate(self, platform: object) -> Module:
@@ -38,7 +39,8 @@ class MomentumUnit(Unit):
         wide = delayed(m, named(m, "moved", kept + shifted), "wide_2")
         w_2 = delayed(m, w, "w_2")
         v_new = saturated(m, rounded(m, wide, self.narrow, "v"), WIDTH, "v_saturated")
-        v_3, w_3 = delayed(m, v_new, "v_3"), delayed(m, w_2, "w_3")
+        point = named(m, "point", Mux(self.coarsen, (w_2 + 1) >> 1, w_2))
+        v_3, w_3 = delayed(m, v_new, "v_3"), delayed(m, point, "w_3")
         dither = named(m, "dither", self.noise >> named(m, "coarse", 32 - self.apply)[:6])
         step = named(m, "step", v_3 * self.rate)
         applied = named(m, "applied", (named(m, "noisy", step + dither)) >> self.apply)
