@@ -38,7 +38,7 @@ class VerifyConfig:
         library: A Liberty file. By default that which the environment variable TORCHDFA_LIBERTY names, or Debian's OSU
             180 nm where its package qflow-tech-osu018 is installed; else generic gates.
         recording: The training run whose errors are one of the streams.
-        cycles: Of each stream.
+        cycles: Of each stream, at least 2; corner values take the cycles of the longest sum besides.
         out: Folder of the results.
     """
 
@@ -81,9 +81,9 @@ class PowerConfig:
         library: As in verify; a Liberty file is needed.
         recording: As in verify.
         wires: Capacitance of the wires, as a multiple of what is assumed for the library.
-        cycles: Of each stream without delays.
+        cycles: Of each stream without delays, at least 6.
         streams: Simulated side by side.
-        timed_cycles: Of the stream with delays.
+        timed_cycles: Of the stream with delays, at least 6.
         jobs: Designs at a time.
         out: Folder of the results.
     """
