@@ -123,7 +123,8 @@ def compare(config: CompareConfig, out: Path, *, progress: bool = True) -> list[
     dataset = load(config.data, config.data_root)
     config = _completed(config, dataset)
     size = config.train_size or len(dataset.train)
-    subset(dataset.train, size, 0)  # to say now what every run would
+    if config.train_size is not None:
+        subset(dataset.train, size, 0)  # to say now what every run would
     steps, memory = _steps(config, dataset)
     lines = [_line(config, name, size) for name in config.methods]
     planned = sum(line.budget.runs for line in lines)
