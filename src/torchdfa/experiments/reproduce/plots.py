@@ -61,7 +61,7 @@ def dots_and_costs(folder: Path, found: Sequence[Standing], paper: Reported) -> 
     most = 60.0 if falls else 25.0
     by_name = {s.name: s for s in shown}
     groups = list(dict.fromkeys(s.line.against or s.name for s in shown))
-    numbers: list[tuple[float, float, Any]] = []
+    labels: list[tuple[float, float, Any]] = []
     for i, s in enumerate(shown, 1):
         other = by_name.get(s.line.against or s.name)
         apart = s.behind(other) if other is not None else []
@@ -69,25 +69,24 @@ def dots_and_costs(folder: Path, found: Sequence[Standing], paper: Reported) -> 
             continue
         color = COLORS_OF_GROUPS[groups.index(s.line.against or s.name) % len(COLORS_OF_GROUPS)]
         mean = stats.fmean(apart)
-        if abs(mean) > most:
+        far = abs(mean) > most
+        if far:
             # How far such a row is behind matters no more, and the others would be lost beside it.
-            right.plot(s.share, math.copysign(most, mean), "^" if falls else "v", color=color, ms=6, clip_on=False)
-            right.annotate(
-                f"{i}: {mean:+.0f}",
-                (s.share, math.copysign(most, mean)),
-                (7, -3 if falls else 5),
-                textcoords="offset points",
-                fontsize=8,
-            )
+            edge = math.copysign(most, mean)
+            right.plot(s.share, edge, "^" if falls else "v", color=color, ms=6, clip_on=False)
+            text, at, offset = f"{i}: {mean:+.0f}", (s.share, edge), (7, 3 if falls else 5)
+        else:
+            spread = stats.stdev(apart) if len(apart) > 1 else 0
+            right.errorbar(s.share, mean, spread, fmt="o", color=color, ms=5, capsize=2)
+            text, at, offset = str(i), (s.share, mean), (5, 4)
+        # Points on one another share a label, which could not be read otherwise; those at the edge have wide ones.
+        close = 0.12 if far else 0.02
+        beside = next((n for x, y, n in labels if abs(x - at[0]) < close and abs(y - at[1]) < most / 40), None)
+        if beside is not None:
+            beside.set_text(f"{beside.get_text()}{chr(10) if far else ', '}{text}")
             continue
-        spread = stats.stdev(apart) if len(apart) > 1 else 0
-        right.errorbar(s.share, mean, spread, fmt="o", color=color, ms=5, capsize=2)
-        beside = next((n for x, y, n in numbers if abs(x - s.share) < 0.02 and abs(y - mean) < most / 40), None)
-        if beside is not None:  # points on one another share a label, which could not be read otherwise
-            beside.set_text(f"{beside.get_text()}, {i}")
-            continue
-        label = right.annotate(str(i), (s.share, mean), (5, 4), textcoords="offset points", fontsize=8, color=color)
-        numbers.append((s.share, mean, label))
+        how = {"textcoords": "offset points", "fontsize": 8, "va": "top" if far and falls else "bottom"}
+        labels.append((*at, right.annotate(text, at, offset, color="#000000" if far else color, **how)))
     if len(groups) > 1:
         for group, color in zip(groups, COLORS_OF_GROUPS, strict=False):
             right.plot([], [], "o", color=color, ms=5, label=f"compared with {group}")
