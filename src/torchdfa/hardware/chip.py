@@ -84,7 +84,7 @@ def load_chip(name: str | Path) -> Chip:
             update_lanes=_count(fields, "update", "lanes"),
             bytes={k: _number(fields, "bytes", k) for k in _KEYS["bytes"]},
             sram_bytes=int(kib * 1024),
-            sram_pj=_number({"sram": {"pj_per_byte": per_byte}}, "sram", "pj_per_byte"),
+            sram_pj=_checked(per_byte, "sram.pj_per_byte"),
             dram_pj=(low, middle, high),
             dram_bandwidth=_number(fields, "dram", "bytes_per_cycle"),
             pj={k: _number(fields, "picojoules", k) for k in _KEYS["picojoules"]},
@@ -138,9 +138,12 @@ def _value(fields: Mapping[str, Any], *path: str) -> Any:
 
 
 def _number(fields: Mapping[str, Any], *path: str) -> float:
-    value = _value(fields, *path)
+    return _checked(_value(fields, *path), ".".join(path))
+
+
+def _checked(value: Any, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{'.'.join(path)}={value!r}, expected a number")
+        raise ValueError(f"{where}={value!r}, expected a number")
     return float(value)
 
 
@@ -155,7 +158,7 @@ def _dram(fields: Mapping[str, Any]) -> list[float]:
     found = _value(fields, "dram", "pj_per_bit")
     if not isinstance(found, list) or len(found) != 3:
         raise ValueError(f"dram.pj_per_bit={found!r}, expected three numbers: low, middle, high")
-    return [_number({"dram.pj_per_bit": x}, "dram.pj_per_bit") for x in found]
+    return [_checked(x, "dram.pj_per_bit") for x in found]
 
 
 def _text(fields: Mapping[str, Any], name: str) -> str:

@@ -16,7 +16,7 @@ from cocotb.types import LogicArray
 async def compare(dut: Any) -> None:
     """Put the vectors in, and write down what comes out differently."""
     folder = Path(os.environ["TORCHDFA_COCOTB"])
-    with np.load(folder / "vectors.npz", allow_pickle=True) as file:  # ports of 64 bits and more hold Python's integers
+    with np.load(folder / "vectors.npz") as file:
         arrays = {name: file[name] for name in file.files}
     inputs = {name[3:]: v for name, v in arrays.items() if name.startswith("in ")}
     outputs = {name[4:]: v for name, v in arrays.items() if name.startswith("out ")}

@@ -31,6 +31,8 @@ def mismatches(verilog: Path, vectors: Vectors) -> list[str]:
     folder.mkdir(exist_ok=True)
     arrays = {f"in {name}": v[:, 0] for name, v in vectors.inputs.items()}
     arrays |= {f"out {name}": v[:, 0] for name, v in vectors.outputs.items()}
+    # Ports of 64 bits and more hold Python's integers, which go as text: no pickles.
+    arrays = {name: v.astype(str) if v.dtype == object else v for name, v in arrays.items()}
     np.savez(folder / "vectors.npz", checked=vectors.checked[:, 0], **arrays)  # type: ignore[arg-type]
     result = folder / "mismatches.txt"
     result.unlink(missing_ok=True)

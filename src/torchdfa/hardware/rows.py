@@ -261,5 +261,6 @@ class Table(Generic[Row]):
     def add(self, *rows: Row) -> None:
         """Write rows, in place of those of the same."""
         new = {self.same(row) for row in rows}
+        # Read anew: another command may write there meanwhile.
         kept = (row for row in read(self.path, self.kind) if self.same(row) not in new)
         write(self.path, self.kind, [*kept, *rows])

@@ -243,6 +243,8 @@ def _calls(model: nn.Module, batch: Tensor) -> tuple[list[_Layer], list[_Sent]]:
         if isinstance(f := m._modules.get("feedback"), Feedback) and n not in local
     }
 
+    cut = {*local, *fed.values()}
+
     def numbered(name: str) -> str:
         counts[name] += 1
         return name if counts[name] == 1 else f"{name} ({counts[name]})"
@@ -285,7 +287,7 @@ def _calls(model: nn.Module, batch: Tensor) -> tuple[list[_Layer], list[_Sent]]:
     with ExitStack() as stack:
         stack.enter_context(torch.enable_grad())
         for name, module in model.named_modules():
-            if name in local or name in fed.values():  # before the cut, which detaches the input
+            if name in cut:  # before the cut, which detaches the input
                 stack.callback(
                     module.register_forward_pre_hook(
                         lambda m, a, k, name=name: begin(name, a, k), prepend=True, with_kwargs=True

@@ -80,10 +80,10 @@ def dots_and_costs(folder: Path, found: Sequence[Standing], paper: Reported) -> 
             right.errorbar(s.share, mean, spread, fmt="o", color=color, ms=5, capsize=2)
             text, at, offset = str(i), (s.share, mean), (5, 4)
         # Points on one another share a label, which could not be read otherwise; those at the edge have wide ones.
-        close = 0.12 if far else 0.02
+        close, joint = (0.12, "\n") if far else (0.02, ", ")
         beside = next((n for x, y, n in labels if abs(x - at[0]) < close and abs(y - at[1]) < most / 40), None)
         if beside is not None:
-            beside.set_text(f"{beside.get_text()}{chr(10) if far else ', '}{text}")
+            beside.set_text(beside.get_text() + joint + text)
             continue
         how = {"textcoords": "offset points", "fontsize": 8, "va": "top" if far and falls else "bottom"}
         labels.append((*at, right.annotate(text, at, offset, color="#000000" if far else color, **how)))
