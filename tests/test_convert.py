@@ -662,22 +662,43 @@ def test_feedback_is_drawn_on_the_processor_whatever_the_default_device():
             assert torch.equal(a, b)
 
 
-def test_a_module_called_by_keywords_alone_is_refused_by_name():
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.stem, self.block = nn.Linear(3, 4), Named()
+class Fed(nn.Module):
+    """A module that passes its input to another in the way that a test wants."""
 
-        def forward(self, x):
-            return self.block(hidden=self.stem(x))
+    def __init__(self, give):
+        super().__init__()
+        self.stem, self.block, self.give = nn.Linear(3, 4), Taking(), give
 
-    class Named(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.up, self.down = nn.Linear(4, 5), nn.Linear(5, 4)
+    def forward(self, x):
+        return self.block(**self.give(self.stem(x)))
 
-        def forward(self, hidden):
-            return self.down(self.up(hidden).tanh())
 
-    with pytest.raises(ValueError, match="'block' is cut at its input, and is called by keywords alone: hidden"):
-        dfa.convert(Net(), {"block.*": dfa.HybridDFA(direct="between", modules=["block"])}, example=torch.randn(2, 3))
+class Taking(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 5), nn.Linear(5, 4)
+
+    def forward(self, hidden=None, others=None):
+        return self.down(self.up(others if hidden is None else hidden[-1:][0] if type(hidden) is list else hidden))
+
+
+@pytest.mark.parametrize(
+    ("give", "message"),
+    [
+        (lambda h: {"others": h}, "'block' is cut at its input, and is called without it: with others.*hidden="),
+        (lambda h: {"hidden": [h]}, "'block' is cut at its input, which is a list of 1, expected a tensor"),
+    ],
+)
+def test_a_module_whose_input_is_no_tensor_is_refused_by_name(give, message):
+    rule = dfa.HybridDFA(direct="between", modules=["block"])
+    with pytest.raises(ValueError, match=message):
+        dfa.convert(Fed(give), {"block.*": rule}, example=torch.randn(2, 3))
+
+
+def test_layers_of_unknown_types_are_told():
+    model = nn.Sequential(nn.ConvTranspose2d(2, 3, 3), nn.Tanh(), nn.LayerNorm((3, 6, 6)), nn.Conv2d(3, 4, 3))
+    for rule in (DFA, dfa.FA(), dfa.HybridDFA(direct="between")):
+        with pytest.warns(UserWarning, match=r"does not know '0' \(ConvTranspose2d\): .* keep back-propagation"):
+            dfa.convert(copy.deepcopy(model), rule, example=torch.zeros(1, 2, 4, 4))
+    head = nn.Sequential(model, nn.Flatten(), nn.Linear(64, 5), nn.Linear(5, 2))
+    dfa.convert(head, dfa.CDFA())  # which takes the Linear layers alone: no warning

@@ -386,6 +386,66 @@ def test_wrong_sources():
         dfa.HybridDFA(direct="both")
 
 
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 6), nn.Linear(6, 4)
+
+    def forward(self, h):
+        return h + self.down(self.up(h).tanh())
+
+
+class Decoder(Residual):
+    """A block as language models have it: keywords, a cache that it changes, more than one output."""
+
+    def forward(self, states, *, place, cache):
+        assert len(cache) == place, "the cache is that of an earlier forward"
+        cache.append(states)
+        return super().forward(states), cache
+
+
+class Blocks(nn.Module):
+    def __init__(self, block):
+        super().__init__()
+        self.stem, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.blocks = nn.ModuleList(block() for _ in range(2))
+
+    def forward(self, x):
+        h, cache = self.stem(x), []
+        for i, block in enumerate(self.blocks):
+            h = block(states=h, place=i, cache=cache)[0] if type(block) is Decoder else block(h)
+        return self.head(h)
+
+
+@pytest.mark.parametrize("rule", [dfa.HybridDFA(), dfa.HybridDFA(direct="between"), dfa.ModuleDFA()], ids=repr)
+def test_blocks_may_take_keywords_change_a_cache_and_return_a_tuple(rule, double):
+    x, plain, keyed = torch.randn(5, 3), Blocks(Residual), Blocks(Decoder)
+    keyed.load_state_dict(plain.state_dict())
+    for model in (plain, keyed):
+        model(x).square().sum().backward()
+    true = [p.grad.clone() for p in plain.parameters()]
+    for model in (plain, keyed):
+        dfa.convert(model, rule, example=x)
+        model.zero_grad()
+        model(x).square().sum().backward()
+    assert cuts(plain) == cuts(keyed) != []
+    assert any(not torch.allclose(p.grad, t) for p, t in zip(plain.parameters(), true, strict=True))
+    for (name, p), (_, q) in zip(plain.named_parameters(), keyed.named_parameters(), strict=True):
+        assert torch.equal(p.grad, q.grad), name
+
+
+def test_a_block_that_returns_no_tensor_is_refused_by_name():
+    class Told(Residual):
+        def forward(self, h):
+            return {"hidden": super().forward(h)}
+
+    model = nn.Sequential(nn.Linear(3, 4), Told())
+    with pytest.raises(
+        ValueError, match=r"the module '1', a Told, returns a dict with the keys \['hidden'\].*modules="
+    ):
+        dfa.convert(model, {"1.*": dfa.HybridDFA(modules="1")}, example=torch.randn(2, 3))
+
+
 class Gated(nn.Module):
     def __init__(self):
         super().__init__()

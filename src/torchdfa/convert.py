@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import nn
 from torchdfa.hooks import Node, Scope, install, remove
 from torchdfa.plans import Plan, assign, make_plans
 from torchdfa.rules import Rule
+from torchdfa.structure import LAYERS
 
 Model = TypeVar("Model", bound=nn.Module)
 _MARK = "_torchdfa"
@@ -71,6 +73,7 @@ def convert(
     try:
         _refuse(model)
         rules = assign(model, rule)
+        _warn_of_unknown(model, rule)
         return _install(model, rules, make_plans(model, rule, rules, output, example))
     except ValueError as error:
         raise type(error)(f"convert: {error}") from error
@@ -156,6 +159,27 @@ def _refuse(model: nn.Module) -> None:
             raise ValueError(f"{where} is converted already; call torchdfa.revert on it first.")
         if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[arg-type]
             raise ValueError(f"{name!r} is lazy; run the model once, so that its weights have shapes.")
+
+
+def _warn_of_unknown(model: nn.Module, rule: Rule | Mapping[str, Rule]) -> None:
+    """Warn of layers with weight matrices that a rule for all layers does not know, and so does not cut."""
+    if not (isinstance(rule, Rule) and nn.Conv2d in rule.chooses):
+        return
+    unknown = [
+        f"{name!r} ({type(module).__name__})"
+        for name, module in model.named_modules()
+        if not isinstance(module, (*LAYERS, nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm))
+        and next(module.children(), None) is None
+        and isinstance(weight := getattr(module, "weight", None), nn.Parameter)
+        and weight.dim() > 1
+    ]
+    if unknown:
+        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        warnings.warn(
+            f"{type(rule).__name__} cuts Linear and convolution layers, and does not know "
+            f"{', '.join(unknown[:3])}{more}: these keep back-propagation, and hand errors down to the layers below.",
+            stacklevel=3,
+        )
 
 
 def _own_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:

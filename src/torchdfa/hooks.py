@@ -21,7 +21,7 @@ from torchdfa.functional.recurrent import State, Weights, live_steps, run_layers
 from torchdfa.modular import ModuleRule
 from torchdfa.plans import Plan, Span
 from torchdfa.structure import pick, put
-from torchdfa.structure.base import input_of
+from torchdfa.structure.base import first_argument, input_of
 
 Node = Callable[[Tensor, Sequence[Feedback], Sequence[Tensor]], Tensor]
 
@@ -62,9 +62,9 @@ class _Begin(_Hook):
 
 
 class _Cut(_Hook):
-    def __init__(self, scope: Scope, name: str):
+    def __init__(self, scope: Scope, name: str, first: str):
         super().__init__(scope)
-        self.name = name
+        self.name, self.first = name, first
         self.missed = False
 
     def __call__(self, layer: nn.Module, arguments: Any, keywords: dict[str, Any]) -> Any:
@@ -72,7 +72,7 @@ class _Cut(_Hook):
         if not torch.is_grad_enabled():
             self.missed = scope.recording
             return None
-        h: Tensor = input_of(self.name, arguments, keywords)
+        h: Tensor = input_of(self.name, arguments, keywords, self.first)
         if not (scope.enabled and h.requires_grad):
             return None
         if scope.recording:
@@ -93,7 +93,7 @@ class _Cut(_Hook):
             )
         # Within a backward pass non-re-entrant checkpointing computes activations again, for the first forward's node.
         cut = h.detach()
-        return ((cut, *arguments[1:]), keywords) if arguments else ((), {**keywords, "input": cut})
+        return ((cut, *arguments[1:]), keywords) if arguments else ((), {**keywords, self.first: cut})
 
 
 class _End(_Hook):
@@ -240,7 +240,8 @@ def install(model: nn.Module, plans: Sequence[Plan]) -> list[Scope]:
                 scopes[plan.span], plan.name, module, plan.rule.chunk, plan.rule.within
             )
             continue
-        module.register_forward_pre_hook(_Cut(scopes[plan.span], plan.name), with_kwargs=True)
+        cut = _Cut(scopes[plan.span], plan.name, first_argument(module))
+        module.register_forward_pre_hook(cut, with_kwargs=True)
     for span, scope in scopes.items():
         if span not in unrolled:
             modules[span.end].register_forward_hook(_End(scope))

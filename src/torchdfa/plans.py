@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -20,8 +20,11 @@ from torchdfa.structure import (
     CONVOLUTIONS,
     LAYERS,
     RECURRENT,
+    Arguments,
+    NotATensorError,
     Part,
     Structure,
+    describe,
     find_parts,
     inputs_of,
     read_structure,
@@ -187,8 +190,12 @@ def _plan_parts(
             plans.append(Plan(part.begin, rule, rule.feedback(site), network))
         if not (rule.within or rule.between == "module"):
             continue
-        span = Span(part.begin, part.end)
-        for name, inner, first, inside in _layers_of(part, inputs.get(part.begin)):
+        inside, piece = _inside(part, inputs.get(part.begin))
+        span = Span(part.begin, part.end, piece)
+        for inner in inside.order:
+            if inner not in inside.leading:
+                continue
+            name, first = part.name(inner), inner not in inside.above
             cut = rule.within if not first else rule.between == "module" and name in structure.fed
             if cut and rules.get(name) == rule:
                 feedback = rule.feedback(_part_site(part, inner, modules[name], inside))
@@ -240,12 +247,21 @@ def _entered(part: Part, rule: ModuleRule, structure: Structure) -> bool:
     )
 
 
-def _layers_of(part: Part, given: Any | None) -> Iterator[tuple[str, str, bool, Structure]]:
-    """Go through a part's layers: name, name in the part, whether no layer lies below it there, structure."""
-    inside = read_structure(part.module, None, given)
-    for inner in inside.order:
-        if inner in inside.leading:
-            yield part.name(inner), inner, inner not in inside.above, inside
+def _inside(part: Part, given: Arguments | None) -> tuple[Structure, int | None]:
+    """Read a part's structure, and which piece of its output is the activation: the first, where there are several."""
+    shown = f"the module {part.begin!r}, a {type(part.module).__name__},"
+    try:
+        try:
+            return read_structure(part.module, None, given), None
+        except NotATensorError as error:
+            if not isinstance(error.value, (tuple, list)):
+                raise
+            return read_structure(part.module, 0, given), 0
+    except NotATensorError as error:
+        raise ValueError(
+            f"{shown} returns {describe(error.value)}, expected a tensor, or a tuple that begins with one. Choose "
+            "other modules by modules=."
+        ) from error
 
 
 def _part_site(part: Part, inner: str, layer: nn.Module, structure: Structure) -> Site:

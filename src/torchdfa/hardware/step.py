@@ -27,7 +27,7 @@ from torchdfa.hardware.chip import Chip, load_chip
 from torchdfa.hardware.schedule import Task, period
 from torchdfa.rules import Rule
 from torchdfa.structure import CUTTABLE
-from torchdfa.structure.base import input_of
+from torchdfa.structure.base import first_argument, input_of
 from torchdfa.table import align
 
 Phase = Literal["forward", "error", "gradient", "update"]
@@ -249,12 +249,12 @@ def _calls(model: nn.Module, batch: Tensor) -> tuple[list[_Layer], list[_Sent]]:
         counts[name] += 1
         return name if counts[name] == 1 else f"{name} ({counts[name]})"
 
-    def begin(name: str, arguments: Any, keywords: Any) -> None:
-        if input_of(name, arguments, keywords).requires_grad:
+    def begin(name: str, module: nn.Module, arguments: Any, keywords: Any) -> None:
+        if input_of(name, arguments, keywords, first_argument(module)).requires_grad:
             begun.setdefault(name, []).append(len(layers))
 
     def note(name: str, module: nn.Module, arguments: Any, keywords: Any, output: Tensor) -> None:
-        x: Tensor = input_of(name, arguments, keywords)
+        x: Tensor = input_of(name, arguments, keywords, first_argument(module))
         weight = module.weight
         assert isinstance(weight, Tensor)
         own = name in local and bool(begun.get(name)) and begun[name].pop(0) == len(layers)
@@ -290,7 +290,7 @@ def _calls(model: nn.Module, batch: Tensor) -> tuple[list[_Layer], list[_Sent]]:
             if name in cut:  # before the cut, which detaches the input
                 stack.callback(
                     module.register_forward_pre_hook(
-                        lambda m, a, k, name=name: begin(name, a, k), prepend=True, with_kwargs=True
+                        lambda m, a, k, name=name: begin(name, m, a, k), prepend=True, with_kwargs=True
                     ).remove
                 )
             if isinstance(module, CUTTABLE):  # before the errors of its output are sent

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from torchdfa.structure.base import CONVOLUTIONS, CUTTABLE, LAYERS, RECURRENT, Structure, call, undisturbed
-from torchdfa.structure.outputs import pick, put
+from torchdfa.structure.base import CONVOLUTIONS, CUTTABLE, LAYERS, RECURRENT, Arguments, Structure, call, undisturbed
+from torchdfa.structure.outputs import NotATensorError, describe, pick, put
 from torchdfa.structure.parts import Part, find_parts
 from torchdfa.structure.path import Paths
 from torchdfa.structure.run import inputs_of, run_structure
@@ -19,10 +19,13 @@ __all__ = [
     "CUTTABLE",
     "LAYERS",
     "RECURRENT",
+    "Arguments",
+    "NotATensorError",
     "Part",
     "Paths",
     "Structure",
     "call",
+    "describe",
     "find_parts",
     "inputs_of",
     "pick",

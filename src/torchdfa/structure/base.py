@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from torchdfa.feedback.init import NoProductError
+from torchdfa.structure.outputs import describe
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 CUTTABLE = (nn.Linear, *CONVOLUTIONS)
@@ -66,8 +70,26 @@ class Structure:
         return result
 
 
+@dataclass(frozen=True)
+class Arguments:
+    """What a module is called with."""
+
+    positional: tuple[Any, ...]
+    keywords: Mapping[str, Any]
+
+    def copy(self) -> Arguments:
+        """Copy them: a forward may change lists, or caches of keys and values, that it is given."""
+        try:
+            return deepcopy(self)
+        except Exception:  # they may be anything; what can't be copied is seldom changed
+            return self
+
+
 def call(model: nn.Module, example: Any) -> Any:
-    """Call a model on an example: a tensor, a tuple of arguments or a dict of keyword arguments."""
+    """Call a model on an example: a tensor, a tuple of arguments, a dict of keyword arguments, or both of these."""
+    if isinstance(example, Arguments):
+        given = example.copy()
+        return model(*given.positional, **given.keywords)
     if isinstance(example, Mapping):
         return model(**example)
     return model(*(example if isinstance(example, (tuple, list)) else (example,)))
@@ -96,17 +118,26 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                 p.requires_grad_(requires_grad)
 
 
-def input_of(name: str, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
-    """Return the first argument of a call, or the one called ``input``, as torch's layers name it.
+def first_argument(module: nn.Module) -> str:
+    """Return the name of the first argument that a module's forward takes."""
+    return next(iter(inspect.signature(module.forward).parameters), "input")
+
+
+def input_of(name: str, arguments: tuple[Any, ...], keywords: Mapping[str, Any], first: str) -> Any:
+    """Return the first argument of a call, also where it is passed by its name, ``first``.
 
     Raises:
-        ValueError: There is neither.
+        ValueError: It is not passed, or is no tensor.
     """
-    if arguments:
-        return arguments[0]
-    if "input" not in keywords:
+    if not arguments and first not in keywords:
         raise ValueError(
-            f"{name!r} is cut at its input, and is called by keywords alone: {', '.join(keywords)}. Pass its input as "
-            "the first argument, or as input=."
+            f"{name!r} is cut at its input, and is called without it: with {', '.join(keywords)}. Pass its input as "
+            f"the first argument, or as {first}=."
         )
-    return keywords["input"]
+    given = arguments[0] if arguments else keywords[first]
+    if not isinstance(given, (Tensor, PackedSequence)):
+        raise ValueError(
+            f"{name!r} is cut at its input, which is {describe(given)}, expected a tensor. Give it the rule BP, or "
+            "choose other modules."
+        )
+    return given

@@ -9,6 +9,22 @@ from typing import Any
 from torch import Tensor
 
 
+class NotATensorError(ValueError):
+    """A scope's output is no tensor, but ``value``; the message says what to do."""
+
+    value: Any = None
+
+
+def not_a_tensor(value: Any) -> NotATensorError:
+    """Return the error for a scope's output that is no tensor."""
+    error = NotATensorError(
+        f"the scope's output is {describe(value)}, expected a tensor with a row a sample. Pass output=..., naming "
+        "the part (a key, an attribute, a position) or the module that computes what the loss is taken of."
+    )
+    error.value = value
+    return error
+
+
 def pick(value: Any, part: str | int) -> Any:
     """Return the named part of a model's output: a key, an attribute, or a position.
 
@@ -38,14 +54,6 @@ def put(value: Any, part: str | int, tensor: Tensor) -> Any:
     return value
 
 
-def not_a_tensor(value: Any) -> str:
-    """Say that a scope's output is no tensor, and what to do."""
-    return (
-        f"the scope's output is {describe(value)}, expected a tensor with a row a sample. Pass output=..., naming "
-        "the part (a key, an attribute, a position) or the module that computes what the loss is taken of."
-    )
-
-
 def behind_softmax() -> str:
     """Say that a scope's output comes out of a softmax, and what to do."""
     return (
@@ -56,7 +64,7 @@ def behind_softmax() -> str:
 
 def describe(value: Any) -> str:
     """Say what a value is, with the names of its parts."""
-    kind = type(value).__name__
+    kind = type(value).__name__.removeprefix("immutable_")  # as traces have dicts and lists
     if isinstance(value, Tensor):
         return f"a {kind} of shape {tuple(value.shape)}"
     if isinstance(value, Mapping):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
-from torchdfa.structure.base import LAYERS, Structure, call, input_of, undisturbed
+from torchdfa.structure.base import LAYERS, Arguments, Structure, call, first_argument, input_of, undisturbed
 from torchdfa.structure.outputs import behind_softmax, not_a_tensor, pick
 
 
@@ -43,7 +44,7 @@ def run_structure(
     ends: list[Any] = []
 
     def record(name: str, arguments: tuple[Any, ...], keywords: dict[str, Any], made: Any) -> None:
-        h = input_of(name, arguments, keywords)
+        h = input_of(name, arguments, keywords, first_argument(modules[name]))
         h = h.data if isinstance(h, PackedSequence) else h
         while isinstance(made, tuple):  # recurrent layers return their states too
             made = made[0]
@@ -81,7 +82,7 @@ def run_structure(
         )
     value = ends[0] if output is None or output == traced.end else pick(ends[0], output)
     if not isinstance(value, Tensor) or not value.dim():
-        raise ValueError(not_a_tensor(value))
+        raise not_a_tensor(value)
     if type(value.grad_fn).__name__.startswith(("Softmax", "LogSoftmax")):
         raise ValueError(behind_softmax())
     nodes = _nodes(value)
@@ -95,30 +96,28 @@ def _above(seen: Mapping[str, list[tuple[Tensor, Any, bool]]]) -> frozenset[str]
     return frozenset(n for n, calls in seen.items() if any(outputs & _nodes(h) or blind for h, _, blind in calls))
 
 
-def inputs_of(model: nn.Module, example: Any, names: Collection[str]) -> dict[str, Any]:
-    """Return what modules are given in a forward on an example, by name: their arguments, or else their keywords."""
-    found: dict[str, Any] = {}
+def inputs_of(model: nn.Module, example: Any, names: Collection[str]) -> dict[str, Arguments]:
+    """Return what modules are called with in a forward on an example, by name."""
+    found: dict[str, Arguments] = {}
     modules = dict(model.named_modules())
 
     def hook(name: str) -> RemovableHandle:
-        def record(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-            plain = {k: _plain(v) for k, v in keywords.items()}
-            found[name] = tuple(_plain(a) for a in arguments) if arguments else plain
+        def record(_: nn.Module, positional: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            found[name] = Arguments(positional, keywords).copy()
 
         return modules[name].register_forward_pre_hook(record, with_kwargs=True)
 
-    _run(model, example, [hook(name) for name in names])
+    # Without gradients, since what has them can't be copied: of which re-entrant checkpointing warns.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        _run(model, example, [hook(name) for name in names], gradients=False)
     return found
 
 
-def _plain(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) else value
-
-
-def _run(model: nn.Module, example: Any, handles: Sequence[RemovableHandle]) -> None:
+def _run(model: nn.Module, example: Any, handles: Sequence[RemovableHandle], *, gradients: bool = True) -> None:
     """Run a model on an example, with hooks that are removed afterwards."""
     try:
-        with undisturbed(model), torch.enable_grad():
+        with undisturbed(model), torch.set_grad_enabled(gradients):
             model.eval()
             for p in model.parameters():
                 p.requires_grad_(p.is_floating_point())

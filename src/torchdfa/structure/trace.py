@@ -129,7 +129,7 @@ class Reader:
             raise UntraceableError(f"{value.name!r} makes what {output!r} is a part of")
         value = value if output is None else pick(value, output)
         if not isinstance(value, fx.Node):
-            raise ValueError(not_a_tensor(value))
+            raise not_a_tensor(value)
         return value
 
     def chain(self, node: fx.Node) -> tuple[list[str], str, str]:
