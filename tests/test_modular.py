@@ -434,6 +434,26 @@ def test_blocks_may_take_keywords_change_a_cache_and_return_a_tuple(rule, double
         assert torch.equal(p.grad, q.grad), name
 
 
+def test_named_blocks_of_unknown_layers_get_the_networks_error(double):
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gains = nn.ParameterList([torch.randn(4, 4)])
+
+        def forward(self, h):
+            return h @ self.gains[0]
+
+    x, model = torch.randn(5, 3), Blocks(lambda: nn.Sequential(Scaled(), nn.Tanh()))
+    rule = dfa.HybridDFA(direct="between", modules="blocks.?.0")
+    dfa.convert(model, {"head": rule}, example=x)
+    assert cuts(model) == ["blocks.0.0", "blocks.1.0"]
+    y = model(x)
+    e = torch.randn_like(y)
+    (given,) = torch.autograd.grad(y, model.stem.bias, e)
+    sent = e @ model.blocks[0][0].feedback.dense()
+    assert torch.allclose(given, sent.sum(0)), "the stem's error is the network's, sent to the first block's input"
+
+
 def test_a_block_that_returns_no_tensor_is_refused_by_name():
     class Told(Residual):
         def forward(self, h):

@@ -72,7 +72,8 @@ def find_parts(model: nn.Module, layers: Collection[str], patterns: Sequence[str
         if not groups[-1]:
             raise ValueError(f"modules={pattern!r} matches no module; there are {', '.join(_outer(modules))}.")
     matched = set[str]().union(*groups)
-    whole = [n for n in modules if n in matched and n not in layers and any(x.startswith(f"{n}.") for x in layers)]
+    holding = [n for n in modules if any(x.startswith(f"{n}.") for x in layers) or _is_block(modules[n])]
+    whole = [n for n in holding if n in matched and n not in layers]
     whole = [n for n in whole if not any(n.startswith(f"{other}.") for other in whole)]
     left = {n for n in layers if not any(n.startswith(f"{other}.") for other in whole)}
     parts = [_Finder(model, frozenset(layers)).named(name, modules[name]) for name in whole]
@@ -81,6 +82,12 @@ def find_parts(model: nn.Module, layers: Collection[str], patterns: Sequence[str
         left -= group
     order = list(modules)
     return sorted(parts, key=lambda part: order.index(part.begin))
+
+
+def _is_block(module: nn.Module) -> bool:
+    """Tell whether a module with a forward of its own holds others, and learns, whatever layers it is made of."""
+    inner = next(module.children(), None) is not None and not isinstance(module, _CONTAINERS)
+    return inner and next(module.parameters(), None) is not None
 
 
 def _outer(modules: dict[str, nn.Module]) -> list[str]:
