@@ -364,7 +364,15 @@ REFUSALS = {
     "lazy": (lambda: nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 2)), DFA, {}, "'0' is lazy"),
     "DataParallel": (lambda: nn.DataParallel(mlp()), DFA, {}, "wrapped in DataParallel"),
     "compiled": (lambda: torch.compile(mlp()), DFA, {}, "wrapped in OptimizedModule"),
-    "attention": (Attending, DFA, {}, "'mix.out_proj' is never called.*MultiheadAttention.*BP"),
+    "attention": (Attending, DFA, {}, "'mix.out_proj' is never called.*MultiheadAttention.*{'mix.out_proj': torch"),
+    "attentions": (lambda: nn.Sequential(Attending(), Attending()), DFA, {}, "{'\\*out_proj': torchdfa.BP\\(\\), ...}"),
+    "rows": (
+        lambda: Merged(),
+        DFA,
+        {"example": torch.zeros(2, 3, 5)},
+        "'b' takes inputs of shape \\(6, 4\\).*2 samples",
+    ),
+    "own forward": (lambda: Derived(), PRODUCT, {}, "product.*'1' is a Halved, with a forward of its own"),
     "unused layer": (lambda: Unused(), DFA, {}, "'spare' is never called"),
     "tuple": (lambda: Returning(as_tuple), DFA, {}, "a tuple of 2, expected a tensor.*output="),
     "dict": (lambda: Returning(as_dict), DFA, {"example": X}, "keys \\['hidden', 'logits'\\], expected a tensor"),
@@ -379,6 +387,27 @@ REFUSALS = {
     "scalar": (lambda: Scalar(), DFA, {"example": X}, "of shape \\(\\), expected a tensor"),
     "own feedback": (owner, DFA, {}, "'2' has an attribute `feedback`"),
 }
+
+
+class Merged(nn.Module):
+    """One that takes positions for samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(5, 4), nn.Linear(4, 4), nn.Linear(12, 3)
+
+    def forward(self, x):
+        return self.c(self.b(self.a(x).flatten(0, 1)).view(len(x), 12))
+
+
+class Halved(nn.Linear):
+    def forward(self, input):
+        return F.linear(input, 0.5 * self.weight)
+
+
+class Derived(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(5, 4), Halved(4, 4), nn.Linear(4, 3))
 
 
 class Unused(nn.Module):
@@ -511,7 +540,9 @@ class SequenceFirst(nn.Module):
 
 @pytest.mark.parametrize("shape", [(3, 2, 5), (2, 3, 5)])
 def test_samples_in_the_second_dimension_are_refused(shape):
-    model = dfa.convert(SequenceFirst(), dfa.DFA(), example=torch.zeros(shape))
+    with pytest.raises(ValueError, match=r"'b' takes inputs of shape .* can't be sent to \d rows"):
+        dfa.convert(SequenceFirst(), dfa.DFA(), example=torch.zeros(shape))
+    model = dfa.convert(SequenceFirst(), dfa.DFA(), example=torch.zeros(3, 3, 5))  # where nothing shows
     with pytest.raises(ValueError, match="'b'"):
         run(model, torch.zeros(shape))
 
@@ -693,6 +724,11 @@ def test_a_module_whose_input_is_no_tensor_is_refused_by_name(give, message):
     rule = dfa.HybridDFA(direct="between", modules=["block"])
     with pytest.raises(ValueError, match=message):
         dfa.convert(Fed(give), {"block.*": rule}, example=torch.randn(2, 3))
+
+
+def test_layers_of_derived_classes_are_cut_without_an_example():
+    model = dfa.convert(Derived(), DFA)
+    assert [n for n, m in model.named_modules() if "feedback" in m._modules] == ["1", "2"]
 
 
 def test_layers_of_unknown_types_are_told():

@@ -102,6 +102,24 @@ def test_a_mixture_per_module():
 # ---------------------------------------------------------------- geometry and products
 
 
+class Standardised(nn.Conv2d):
+    """A convolution with a forward of its own."""
+
+    def forward(self, x):
+        return self._conv_forward(x, self.weight - self.weight.mean((1, 2, 3), keepdim=True), self.bias)
+
+
+class Scaled(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.gain = nn.Parameter(torch.randn(channels))
+
+    def forward(self, x):
+        torch._assert(x.ndim == 4, "expected maps")
+        torch._assert(x.dim() == 4, "expected maps")
+        return 0.5 * x * self.gain.view(-1, 1, 1)
+
+
 class Compositions:
     """Chains of convolutions and pooling in every geometry of VGG, ResNets and Nøkland's network, and odder ones."""
 
@@ -117,6 +135,7 @@ class Compositions:
         "even": [nn.Conv2d(4, 8, 2, padding=1), nn.Conv2d(8, 8, 4)],
         "same": [nn.Conv2d(4, 8, 4, padding="same"), nn.Conv2d(8, 8, 3, padding="same", dilation=2)],
         "grouped": [nn.Conv2d(4, 8, 3, padding=1, groups=4), nn.Conv2d(8, 4, 3, padding=1, groups=2)],
+        "scaled": [Standardised(4, 6, 3, padding=1), Scaled(6), nn.Conv2d(6, 8, 3)],
         "1-d": [nn.Conv1d(4, 8, 3, padding=1), nn.Conv1d(8, 4, 3, stride=2, padding=1)],
         "3-d": [nn.Conv3d(4, 2, 3, padding=1), nn.Conv3d(2, 4, 3, padding=1)],
     }
@@ -124,7 +143,7 @@ class Compositions:
 
 def linear(layers):
     """Return the layers with what eq. 7 ignores left out."""
-    kept = [m for m in layers if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.AvgPool2d))]
+    kept = [m for m in layers if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.AvgPool2d, Scaled))]
     return nn.Sequential(*kept)
 
 

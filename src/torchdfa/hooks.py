@@ -21,7 +21,7 @@ from torchdfa.functional.recurrent import State, Weights, live_steps, run_layers
 from torchdfa.modular import ModuleRule
 from torchdfa.plans import Plan, Span
 from torchdfa.structure import pick, put
-from torchdfa.structure.base import first_argument, input_of
+from torchdfa.structure.base import first_argument, input_of, with_input
 
 Node = Callable[[Tensor, Sequence[Feedback], Sequence[Tensor]], Tensor]
 
@@ -92,8 +92,7 @@ class _Cut(_Hook):
                 "torchdfa.backprop(model)."
             )
         # Within a backward pass non-re-entrant checkpointing computes activations again, for the first forward's node.
-        cut = h.detach()
-        return ((cut, *arguments[1:]), keywords) if arguments else ((), {**keywords, self.first: cut})
+        return with_input(arguments, keywords, self.first, h.detach())
 
 
 class _End(_Hook):

@@ -13,6 +13,7 @@ from torchdfa.baselines import WeightMirror
 from torchdfa.convert import conversion_of, watching
 from torchdfa.feedback import ConvFeedback, DenseFeedback, Feedback
 from torchdfa.structure import call, undisturbed
+from torchdfa.structure.base import first_argument, input_of, with_input
 
 
 def mirror(
@@ -93,9 +94,8 @@ class _Add:
         self.noise = noise
 
     def __call__(self, layer: nn.Module, arguments: Any, keywords: dict[str, Any]) -> Any:
-        if arguments:
-            return (arguments[0] + self.noise, *arguments[1:]), keywords
-        return (), {**keywords, "input": keywords["input"] + self.noise}
+        first = first_argument(layer)
+        return with_input(arguments, keywords, first, input_of("", arguments, keywords, first) + self.noise)
 
 
 def _correlation(feedback: DenseFeedback | ConvFeedback, y: Tensor, xi: Tensor) -> Tensor:

@@ -131,10 +131,11 @@ def _plan_layers(model: nn.Module, rules: Mapping[str, Rule], structure: Structu
             if structure.inputs
             else " Or pass example=x, if it lies inside a module of torch.nn, which a trace doesn't enter."
         )
+        patterns = [unseen[0]] if len(unseen) == 1 else [f"*{name.rpartition('.')[2]}" for name in unseen]
+        bp = ", ".join(f"{pattern!r}: torchdfa.BP()" for pattern in dict.fromkeys(patterns))
         raise ValueError(
             f"{unseen[0]!r} is never called as a layer in the forward (its weights may be used by the module around "
-            "it, as in nn.MultiheadAttention), so it can't be cut. Give it the rule BP: "
-            f"{{{unseen[0]!r}: torchdfa.BP(), ...}}.{hint}"
+            f"it, as in nn.MultiheadAttention), so it can't be cut. Give it the rule BP: {{{bp}, ...}}.{hint}"
         )
     plans: list[Plan] = []
     spared: set[Rule] = set()
@@ -291,6 +292,11 @@ def _site(model: nn.Module, name: str, layer: nn.Module, structure: Structure) -
         hidden, output = structure.inputs[name], structure.output
         if not isinstance(layer, CONVOLUTIONS) and len(hidden) > 1 and hidden[:-1] == output[:-1]:
             return Site(name, layer, output[-1], hidden[-1], True, product)
+        if len(output) > 1 and hidden[0] != output[0]:
+            raise ValueError(
+                f"{name!r} takes inputs of shape {tuple(hidden)}, and the scope's output has shape {tuple(output)}: "
+                f"the errors of {output[0]} samples can't be sent to {hidden[0]} rows. Give it the rule BP."
+            )
         return Site(name, layer, math.prod(output[1:]), math.prod(hidden[1:]), False, product)
     if not isinstance(layer, nn.Linear):
         raise ValueError(

@@ -141,3 +141,10 @@ def input_of(name: str, arguments: tuple[Any, ...], keywords: Mapping[str, Any],
             "choose other modules."
         )
     return given
+
+
+def with_input(
+    arguments: tuple[Any, ...], keywords: dict[str, Any], first: str, value: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments and keywords of a call, with another value for the first argument."""
+    return ((value, *arguments[1:]), keywords) if arguments else ((), {**keywords, first: value})

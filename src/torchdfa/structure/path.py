@@ -21,6 +21,7 @@ from torchdfa.structure.trace import (
     Reader,
     UntraceableError,
     is_size,
+    plain,
     trace,
 )
 
@@ -38,6 +39,7 @@ _PASSING_CALLS = SQUASHES | frozenset(
     "type_as".split()
 )
 _SUMS = frozenset("add add_ iadd sub sub_ isub".split())
+_PRODUCTS = frozenset("mul mul_ imul".split())
 # Outputs whose kernels are composed at a time.
 _CHUNK = 128
 
@@ -211,6 +213,9 @@ class Paths:
             elif isinstance(module, PASSING) or (module is None and call in _PASSING_CALLS):
                 found[node] = below
                 steps.append((node, above, lambda x: x))
+            elif module is None and call in _PRODUCTS and (factor := _factor(reader, node, above)) is not None:
+                found[node] = below
+                steps.append((node, above, _scaled(factor)))
             elif module is None and call in _SUMS:
                 for other in above[1:]:
                     if [r.stride for r in found[other]] != [r.stride for r in below]:
@@ -248,7 +253,23 @@ def _through(reach: tuple[Reach, ...], g: Geometry) -> tuple[Reach, ...]:
 
 def _linear(layer: Conv) -> Callable[[Tensor], Tensor]:
     def apply(x: Tensor) -> Tensor:
-        return layer._conv_forward(x, layer.weight.detach().to(x.dtype), None)
+        if plain(layer):
+            return layer._conv_forward(x, layer.weight.detach().to(x.dtype), None)
+        own = x.to(layer.weight.dtype)
+        return (layer(own) - layer(torch.zeros_like(own))).to(x.dtype)
+
+    return apply
+
+
+def _factor(reader: Reader, node: fx.Node, above: list[fx.Node]) -> Tensor | float | None:
+    """Return what a product multiplies a map by, where that does not depend on the input."""
+    others = [value for value in node.args if value not in above]
+    return reader.constant(others[0]) if len(above) == len(others) == 1 else None
+
+
+def _scaled(factor: Tensor | float) -> Callable[[Tensor], Tensor]:
+    def apply(x: Tensor) -> Tensor:
+        return x * (factor.detach().to(x.dtype) if isinstance(factor, Tensor) else factor)
 
     return apply
 

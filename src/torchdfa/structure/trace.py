@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from torchdfa.structure.base import LAYERS, Structure
+from torchdfa.structure.base import CUTTABLE, LAYERS, Structure
 from torchdfa.structure.outputs import behind_softmax, not_a_tensor, pick
 
 # What may stand between two Linear layers without changing which weights their product multiplies (eq. 7 of Han & Yoo
@@ -49,10 +49,17 @@ def trace_structure(model: nn.Module, output: str | int | None, *, local: bool =
     return reader.layers() if local else reader.layers_to(output)
 
 
+class _Tracer(fx.Tracer):
+    """Layers of classes derived from torch's are calls in a graph, as torch's own are, whatever their forward does."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, LAYERS) or super().is_leaf_module(m, module_qualified_name)
+
+
 def trace(model: nn.Module) -> fx.Graph:
     """Return a model's graph, or raise UntraceableError."""
     try:
-        return fx.Tracer().trace(model)
+        return _Tracer().trace(model)
     except Exception as error:  # a trace runs the model's own code, which may raise anything
         raise UntraceableError(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
 
@@ -140,6 +147,8 @@ class Reader:
             module = self.module(node)
             if isinstance(module, nn.Linear):
                 name = self.name(node)
+                if not plain(module):
+                    return chain, f"{name!r} is a {type(module).__name__}, with a forward of its own", squash
                 if self.calls[name] > 1:
                     return chain, f"{name!r} is called {self.calls[name]} times", squash
                 if chain and self.modules[chain[-1]].in_features != module.out_features:
@@ -176,6 +185,20 @@ class Reader:
         """Return the inputs of an operation that carry data: no weights, no sizes as in ``x.view(x.size(0), -1)``."""
         return [p for p in node.all_input_nodes if p.op != "get_attr" and not is_size(p)]
 
+    def constant(self, value: Any) -> Any:
+        """Return a value in the graph that is made of parameters, buffers and numbers alone; None for others."""
+        if not isinstance(value, fx.Node):
+            return value
+        if any(node.op not in ("get_attr", "call_method", "call_function") for node in self.ancestors(value)):
+            return None
+        if value.op == "get_attr":
+            return operator.attrgetter(str(value.target))(self.model)
+        arguments = fx.map_arg(value.args, self.constant)
+        keywords = fx.map_arg(value.kwargs, self.constant)
+        if value.op == "call_method":
+            return getattr(arguments[0], str(value.target))(*arguments[1:], **keywords)
+        return value.target(*arguments, **keywords)  # type: ignore[operator]
+
     def learned(self, kinds: tuple[type[nn.Module], ...] = ()) -> set[fx.Node]:
         """Return the nodes whose value depends on a parameter, or, if kinds are given, on a module of these kinds."""
         found: set[fx.Node] = set()
@@ -202,12 +225,17 @@ class Reader:
         return found
 
 
+def plain(layer: nn.Module) -> bool:
+    """Tell whether a layer computes what torch's class of it does, and so with its weight as it is."""
+    return any(type(layer).forward is kind.forward for kind in CUTTABLE)
+
+
 def is_size(value: Any) -> bool:
-    """Tell whether a value in a graph is a tensor's size, or a part of it."""
+    """Tell whether a value in a graph is a tensor's size, a part of it, or the number of its dimensions."""
     if not isinstance(value, fx.Node):
         return False
     if value.op == "call_method":
-        return value.target == "size"
+        return value.target in ("size", "dim")
     if value.op == "call_function" and value.target is getattr:
-        return "shape" in value.args
+        return not {"shape", "ndim"}.isdisjoint(value.args)
     return value.op == "call_function" and value.target is operator.getitem and is_size(value.args[0])
