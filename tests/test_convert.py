@@ -364,8 +364,14 @@ REFUSALS = {
     "lazy": (lambda: nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 2)), DFA, {}, "'0' is lazy"),
     "DataParallel": (lambda: nn.DataParallel(mlp()), DFA, {}, "wrapped in DataParallel"),
     "compiled": (lambda: torch.compile(mlp()), DFA, {}, "wrapped in OptimizedModule"),
-    "attention": (Attending, DFA, {}, "'mix.out_proj' is never called.*MultiheadAttention.*{'mix.out_proj': torch"),
-    "attentions": (lambda: nn.Sequential(Attending(), Attending()), DFA, {}, "{'\\*out_proj': torchdfa.BP\\(\\), ...}"),
+    "attention": (
+        Attending,
+        DFA,
+        {},
+        "'mix.out_proj' is never called.*MultiheadAttention.*{'mix': torchdfa.BP..,",
+    ),
+    "attentions": (lambda: several(2), DFA, {}, "{'0.mix': torchdfa.BP.., '1.mix': torchdfa.BP.., ...}"),
+    "many attentions": (lambda: several(4), DFA, {}, "BP: {'\\*mix': torchdfa.BP.., ...}"),
     "rows": (
         lambda: Merged(),
         DFA,
@@ -387,6 +393,10 @@ REFUSALS = {
     "scalar": (lambda: Scalar(), DFA, {"example": X}, "of shape \\(\\), expected a tensor"),
     "own feedback": (owner, DFA, {}, "'2' has an attribute `feedback`"),
 }
+
+
+def several(count):
+    return nn.Sequential(*(Attending() for _ in range(count)))
 
 
 class Merged(nn.Module):

@@ -126,16 +126,16 @@ def _plan_layers(model: nn.Module, rules: Mapping[str, Rule], structure: Structu
     wanted = {n: r for n, r in rules.items() if not isinstance(r, BP) and not r.freezes and not r.modular}
     unseen = [name for name in wanted if name not in structure.order]
     if unseen:
+        mode = ", in evaluation mode" if structure.inputs else ""
         hint = (
             ""
             if structure.inputs
             else " Or pass example=x, if it lies inside a module of torch.nn, which a trace doesn't enter."
         )
-        patterns = [unseen[0]] if len(unseen) == 1 else [f"*{name.rpartition('.')[2]}" for name in unseen]
-        bp = ", ".join(f"{pattern!r}: torchdfa.BP()" for pattern in dict.fromkeys(patterns))
+        bp = ", ".join(f"{pattern!r}: torchdfa.BP()" for pattern in _around(unseen, structure.order))
         raise ValueError(
-            f"{unseen[0]!r} is never called as a layer in the forward (its weights may be used by the module around "
-            f"it, as in nn.MultiheadAttention), so it can't be cut. Give it the rule BP: {{{bp}, ...}}.{hint}"
+            f"{unseen[0]!r} is never called as a layer in the forward{mode} (its weights may be used by the module "
+            f"around it, as in nn.MultiheadAttention), so it can't be cut. Give it the rule BP: {{{bp}, ...}}.{hint}"
         )
     plans: list[Plan] = []
     spared: set[Rule] = set()
@@ -153,6 +153,17 @@ def _plan_layers(model: nn.Module, rules: Mapping[str, Rule], structure: Structu
         if feedback is not None:
             plans.append(Plan(name, rule, feedback, Span(name, name) if rule.local else network))
     return plans
+
+
+def _around(unseen: Sequence[str], seen: Sequence[str]) -> list[str]:
+    """Return patterns for the largest modules in which all layers are unseen; of many, for their last names."""
+    found: dict[str, None] = {}
+    for name in unseen:
+        words = name.split(".")
+        prefixes = (".".join(words[:n]) for n in range(1, len(words) + 1))
+        found[next(p for p in prefixes if not any(s == p or s.startswith(f"{p}.") for s in seen))] = None
+    most = 3
+    return list(found) if len(found) <= most else list(dict.fromkeys(f"*{n.rpartition('.')[2]}" for n in found))
 
 
 def _matches(name: str, pattern: str) -> bool:
