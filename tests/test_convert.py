@@ -5,6 +5,7 @@ import dataclasses
 import io
 import itertools
 import pickle
+import threading
 
 import pytest
 import torch
@@ -118,7 +119,7 @@ def test_nothing_is_cut_without_gradients(rule):
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
             torch.testing.assert_close(model(x), plain(x))
-    assert all(not scope.cuts and not scope.recording for scope in conversion_of(model).scopes)
+    assert all(not scope.forward.cuts and not scope.forward.recording for scope in conversion_of(model).scopes)
 
 
 # ---------------------------------------------------------------- a dict of rules
@@ -524,9 +525,38 @@ def test_a_forward_that_failed_leaves_nothing_behind(rule, double):
         with pytest.raises(KeyError):
             model(x)
         handle.remove()
+        assert all(not scope.forward.cuts for scope in conversion_of(model).scopes)
+        if not rule.local:
+            with pytest.raises(RuntimeError, match=r"'4' is cut, and is called outside the forward"):
+                model[4](torch.randn(3, 6, requires_grad=True))
         run(model, x)
         for p, gradient in zip(model.parameters(), expected, strict=True):
             assert torch.equal(p.grad, gradient)
+
+
+@feeding
+def test_one_thread_may_train_a_model_that_another_evaluates(rule, double):
+    model, x = dfa.convert(mlp(), rule), torch.randn(3, 5)
+    run(model, x)
+    expected = [p.grad for p in model.parameters()]
+    model.zero_grad()
+
+    def evaluate(*_):
+        with torch.no_grad():
+            model(x)
+
+    def elsewhere(*_):
+        handle.remove()
+        for use in (evaluate, lambda: run(model, 2 * x)):
+            thread = threading.Thread(target=use)
+            thread.start()
+            thread.join()
+        model.zero_grad()
+
+    handle = model[1].register_forward_hook(elsewhere)  # in the middle of this thread's forward
+    run(model, x)
+    for p, gradient in zip(model.parameters(), expected, strict=True):
+        assert torch.equal(p.grad, gradient)
 
 
 def test_sequence_first_inputs_are_refused():
@@ -596,7 +626,7 @@ def test_a_copy_made_within_a_forward_starts_afresh():
     model[3].register_forward_hook(lambda *_: copies.append(copy.deepcopy(conversion_of(model))))
     model(torch.randn(3, 5))
     (scope,) = copies[0].scopes
-    assert not scope.cuts and not scope.recording
+    assert not scope.forward.cuts and not scope.forward.recording
 
 
 @pairs
@@ -669,7 +699,7 @@ def test_checkpointing_a_part(rule, double):
         losses[0].backward()
         losses[1].backward()
         found.append({n: p.grad for n, p in model.named_parameters()})
-        assert rule.local or rule.modular or all(not scope.cuts for scope in conversion_of(model).scopes)
+        assert rule.local or rule.modular or all(not scope.forward.cuts for scope in conversion_of(model).scopes)
     same(*found)
 
 

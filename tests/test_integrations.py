@@ -208,7 +208,7 @@ def test_compiled_after_an_eager_step_then_a_new_batch_then_backprop(rule):
     with dfa.backprop(model):
         same(named(gradients(compiled, MLP, x)), true, rtol=1e-4, atol=1e-6)
     same(named(gradients(compiled, MLP, x)), eager[0], rtol=1e-4, atol=1e-6)
-    assert all(not scope.cuts for scope in conversion_of(model).scopes)
+    assert all(not scope.forward.cuts for scope in conversion_of(model).scopes)
 
 
 @quiet

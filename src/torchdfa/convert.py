@@ -96,7 +96,7 @@ def revert(model: Model) -> Model:
 
 @contextmanager
 def backprop(model: nn.Module) -> Iterator[None]:
-    """Within it, a converted model's gradients are the true ones.
+    """Within it, a converted model's gradients are the true ones, in all threads.
 
     Both the forward and the backward pass belong inside.
 

@@ -6,6 +6,7 @@ forward ends, a hook passes its output through one autograd node that sends the 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,25 +28,51 @@ Node = Callable[[Tensor, Sequence[Feedback], Sequence[Tensor]], Tensor]
 
 
 @dataclass(eq=False)
+class Forward:
+    """What a forward that is under way has cut in a scope.
+
+    Attributes:
+        recording: Whether one is under way whose cuts are to be served.
+        cuts: The cut layers' names and feedbacks, their inputs and these inputs' versions. Empty between forwards.
+        missed: Names of layers to be cut that ran without gradients, in a forward that has them.
+    """
+
+    recording: bool = False
+    cuts: list[tuple[str, Feedback, Tensor, int]] = field(default_factory=list)
+    missed: set[str] = field(default_factory=set)
+
+
+@dataclass(eq=False)
 class Scope:
-    """A module from whose output errors are sent, and what the forward under way has cut inside it.
+    """A module from whose output errors are sent.
 
     Attributes:
         part: The part of the module's output that the error is taken of; None for all of it.
         node: The autograd node, or its reference twin.
         enabled: False within :func:`backprop`.
-        recording: Whether a forward is under way whose cuts are to be served.
-        cuts: The cut layers' names and feedbacks, their inputs and these inputs' versions. Empty between forwards.
+        forwards: The forward under way, by thread: one may train a model that others evaluate.
     """
 
     part: str | int | None = None
     node: Node = broadcast
     enabled: bool = True
-    recording: bool = False
-    cuts: list[tuple[str, Feedback, Tensor, int]] = field(default_factory=list)
+    forwards: dict[int, Forward] = field(default_factory=dict)
+
+    @property
+    def forward(self) -> Forward:
+        """The forward under way in this thread."""
+        thread = _thread()
+        if thread not in self.forwards:
+            self.forwards[thread] = Forward()
+        return self.forwards[thread]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "recording": False, "cuts": []}
+        return {**self.__dict__, "forwards": {}}
+
+
+@torch.compiler.assume_constant_result
+def _thread() -> int:
+    return threading.get_ident()
 
 
 class _Hook:
@@ -57,28 +84,31 @@ class _Hook:
 
 class _Begin(_Hook):
     def __call__(self, module: nn.Module, arguments: Any) -> None:
-        self.scope.cuts.clear()
-        self.scope.recording = self.scope.enabled and torch.is_grad_enabled()
+        forward = self.scope.forward
+        forward.cuts.clear()
+        forward.recording = self.scope.enabled and torch.is_grad_enabled()
 
 
 class _Cut(_Hook):
     def __init__(self, scope: Scope, name: str, first: str):
         super().__init__(scope)
         self.name, self.first = name, first
-        self.missed = False
 
     def __call__(self, layer: nn.Module, arguments: Any, keywords: dict[str, Any]) -> Any:
-        scope = self.scope
+        scope, forward = self.scope, self.scope.forward
         if not torch.is_grad_enabled():
-            self.missed = scope.recording
+            if forward.recording:
+                forward.missed.add(self.name)
+            else:
+                forward.missed.discard(self.name)
             return None
         h: Tensor = input_of(self.name, arguments, keywords, self.first)
         if not (scope.enabled and h.requires_grad):
             return None
-        if scope.recording:
-            self.missed = False
-            scope.cuts.append((self.name, _feedback_of(layer), h, _version(h)))
-        elif self.missed:
+        if forward.recording:
+            forward.missed.discard(self.name)
+            forward.cuts.append((self.name, _feedback_of(layer), h, _version(h)))
+        elif self.name in forward.missed:
             # The forward ran without gradients and is now run again with them: re-entrant checkpointing of a part of
             # the model. The scope's node was made without this cut, whose input would get no error at all.
             raise RuntimeError(
@@ -97,15 +127,28 @@ class _Cut(_Hook):
 
 class _End(_Hook):
     def __call__(self, module: nn.Module, arguments: Any, output: Any) -> Any:
-        scope = self.scope
-        scope.recording = False
-        if not scope.cuts:
+        scope, forward = self.scope, self.scope.forward
+        forward.recording = False
+        if not forward.cuts:
             return None
-        cuts, scope.cuts = scope.cuts, []
+        cuts, forward.cuts = forward.cuts, []
         whole = scope.part is None
         tensor = output if whole else pick(output, scope.part)  # type: ignore[arg-type]
         served = _serve(scope, tensor, cuts)
         return served if whole else put(output, scope.part, served)  # type: ignore[arg-type]
+
+
+class _Over:
+    """A hook on the model, called after an exception too: layers that are called by themselves then are told so."""
+
+    def __init__(self, scopes: Sequence[Scope]):
+        self.scopes = scopes
+
+    def __call__(self, module: nn.Module, arguments: Any, output: Any) -> None:
+        if not torch.compiler.is_compiling():
+            for forward in (scope.forward for scope in self.scopes):
+                forward.recording = False
+                forward.cuts.clear()
 
 
 def _serve(scope: Scope, output: Tensor, cuts: Sequence[tuple[str, Feedback, Tensor, int]]) -> Tensor:
@@ -244,19 +287,21 @@ def install(model: nn.Module, plans: Sequence[Plan]) -> list[Scope]:
     for span, scope in scopes.items():
         if span not in unrolled:
             modules[span.end].register_forward_hook(_End(scope))
+    model.register_forward_hook(_Over(list(scopes.values())), always_call=True)
     return list(scopes.values())
 
 
 def remove(model: nn.Module) -> None:
     """Take hooks and feedback off a model."""
     for module in model.modules():
-        for hooks, flags in (
+        for hooks, *flags in (
             (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
-            (module._forward_hooks, module._forward_hooks_with_kwargs),
+            (module._forward_hooks, module._forward_hooks_with_kwargs, module._forward_hooks_always_called),
         ):
-            for key in [k for k, hook in hooks.items() if isinstance(hook, _Hook)]:
+            for key in [k for k, hook in hooks.items() if isinstance(hook, (_Hook, _Over))]:
                 del hooks[key]
-                flags.pop(key, None)
+                for flag in flags:
+                    flag.pop(key, None)
         if isinstance(module._modules.get("feedback"), (Feedback, Feedbacks)):
             del module._modules["feedback"]
         if isinstance(module.__dict__.get("forward"), _Unrolled):

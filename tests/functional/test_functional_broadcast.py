@@ -74,7 +74,7 @@ def test_one_pass_reaches_every_cut_and_none_is_kept(rule):
     model(x).sum().backward()
     assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
     assert x.grad is not None
-    assert all(not scope.cuts and not scope.recording for scope in conversion_of(model).scopes)
+    assert all(not scope.forward.cuts and not scope.forward.recording for scope in conversion_of(model).scopes)
 
 
 def test_the_node_is_the_identity_forward():

@@ -45,9 +45,10 @@ class _Sums(Function):
         (e,) = (g.flatten(0, -2) for g in grad_outputs)
         given, before, inward = ctx.saved_tensors
         x, h = given.flatten(0, -2), before.flatten(0, -2)
-        turned = e.T.contiguous() if dense.faster(e.T, x.T) else e.T  # once for both products
-        at_x, at_h = _apart(turned, len(inward))
         learns = ctx.needs_input_grad
+        # Turned once for both products, where there are any.
+        turned = e.T.contiguous() if (learns[1] or learns[2]) and dense.faster(e.T, x.T) else e.T
+        at_x, at_h = _apart(turned, len(inward))
         down = dense.through(e[:, : len(inward)], inward).view(given.shape) if learns[0] else None
         at_inward = dense.linear(at_x, x.T) if learns[1] else None
         at_across = dense.linear(at_h, h.T) if learns[2] else None
