@@ -146,7 +146,7 @@ def curves(folder: Path, found: Sequence[Standing], paper: Reported) -> Any:
     axes.set_title(f"{_title(found)}: mean and range of seeds", fontsize=10)
     clear(axes)
     if shown:
-        axes.legend(frameon=False, fontsize=8, loc="lower right")
+        axes.legend(frameon=False, fontsize=8)
     return figure
 
 
