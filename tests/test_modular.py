@@ -120,6 +120,23 @@ class Scaled(nn.Module):
         return 0.5 * x * self.gain.view(-1, 1, 1)
 
 
+class Excited(nn.Module):
+    """Squeeze-and-excitation: each channel times a number made of the whole map."""
+
+    def __init__(self, channels, pool=None):
+        super().__init__()
+        self.pool = pool or nn.AdaptiveAvgPool2d(1)
+        self.fc1, self.fc2 = nn.Conv2d(channels, 3, 1), nn.Conv2d(3, channels, 1)
+
+    def forward(self, x):
+        return self.fc2(self.fc1(self.pool(x)).relu()).sigmoid() * x
+
+
+class Mean(nn.Module):
+    def forward(self, x):
+        return x.mean((2, 3), keepdim=True)
+
+
 class Compositions:
     """Chains of convolutions and pooling in every geometry of VGG, ResNets and Nøkland's network, and odder ones."""
 
@@ -136,6 +153,7 @@ class Compositions:
         "same": [nn.Conv2d(4, 8, 4, padding="same"), nn.Conv2d(8, 8, 3, padding="same", dilation=2)],
         "grouped": [nn.Conv2d(4, 8, 3, padding=1, groups=4), nn.Conv2d(8, 4, 3, padding=1, groups=2)],
         "scaled": [Standardised(4, 6, 3, padding=1), Scaled(6), nn.Conv2d(6, 8, 3)],
+        "gated": [nn.Conv2d(4, 6, 3, padding=1), Excited(6), nn.Conv2d(6, 8, 3), Excited(8, Mean())],
         "1-d": [nn.Conv1d(4, 8, 3, padding=1), nn.Conv1d(8, 4, 3, stride=2, padding=1)],
         "3-d": [nn.Conv3d(4, 2, 3, padding=1), nn.Conv3d(2, 4, 3, padding=1)],
     }
@@ -403,6 +421,34 @@ def test_wrong_sources():
         dfa.ModuleDFA(source="layer")
     with pytest.raises(ValueError, match="'inside', 'between'"):
         dfa.HybridDFA(direct="both")
+
+
+@pytest.mark.parametrize("pool", [None, Mean()])
+def test_layers_of_a_gate_keep_autograd(pool, double):
+    """A gate's values are ignored on the way of a feedback convolution; its own layers' error is autograd's."""
+    torch.manual_seed(0)
+    inner = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), Excited(4, pool), nn.Conv2d(4, 5, 1))
+    model, gate, x = nn.Sequential(inner), inner[2], torch.randn(2, 3, 7, 7)
+    dfa.convert(model, dfa.HybridDFA(modules="0"), example=x)
+    assert cuts(model) == ["0.1", "0.3"]
+    kept = []
+
+    def keep(_, given, made):
+        made.retain_grad()
+        kept.append(made)
+
+    for layer in (inner[1], gate):
+        layer.register_forward_hook(keep)
+    y = model(x)
+    e = torch.randn_like(y)
+    y.backward(e)
+    sums, excited = kept
+    assert torch.allclose(excited.grad, inner[3].feedback.carry(e, excited.shape))
+    s, parameters = sums.detach().requires_grad_(), list(gate.parameters())
+    found = [sums.grad, *(p.grad for p in parameters)]
+    made = gate.forward(s)
+    for ours, true in zip(found, torch.autograd.grad(made, [s, *parameters], excited.grad), strict=True):
+        assert torch.allclose(ours, true)
 
 
 class Residual(nn.Module):

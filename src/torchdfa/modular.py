@@ -33,7 +33,6 @@ from torchdfa.structure import LAYERS
 
 Source = Literal["module", "network"]
 Direct = Literal["inside", "between"]
-_SAMPLE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,8 +131,8 @@ class ModuleRule(FeedbackRule):
         shape = (path.outputs, path.inputs // self.groups, *geometry.kernel)
         taps = torch.Size(shape[1:]).numel()
         precise = like if like.dtype == torch.float64 else like.float()
-        # The size alone is known well enough from a few outputs' kernels: composing all takes long in wide networks.
-        most = None if self.init == "product" else _SAMPLE
+        # Where the size alone is wanted a few outputs' kernels tell it: composing all takes long in wide networks.
+        most = None if self.init == "product" else path.sample
         composed = cache(lambda: path.product(geometry, precise, most).flatten(1))
         site = dataclasses.replace(site, features=taps, product=composed)
         entries, size = self._entries(site, shape)

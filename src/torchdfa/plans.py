@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from torchdfa.feedback import Feedback
-from torchdfa.feedback.init import Site
+from torchdfa.feedback.init import NoProductError, Site
 from torchdfa.feedback.time import Feedbacks, TimeFeedback
 from torchdfa.functional.recurrent import Weights, suffixes, weights_of
 from torchdfa.modular import ModuleRule
@@ -209,7 +209,7 @@ def _plan_parts(
                 continue
             name, first = part.name(inner), inner not in inside.above
             cut = rule.within if not first else rule.between == "module" and name in structure.fed
-            if cut and rules.get(name) == rule:
+            if cut and rules.get(name) == rule and not _gated(part, inner):
                 feedback = rule.feedback(_part_site(part, inner, modules[name], inside))
                 plans.append(Plan(name, rule, feedback, span))
     return plans
@@ -274,6 +274,13 @@ def _inside(part: Part, given: Arguments | None) -> tuple[Structure, int | None]
             f"{shown} returns {describe(error.value)}, expected a tensor, or a tuple that begins with one. Choose "
             "other modules by modules=."
         ) from error
+
+
+def _gated(part: Part, inner: str) -> bool:
+    try:
+        return part.paths.gated(inner)
+    except NoProductError:  # a part that can't be traced, which matters to its convolutions alone
+        return False
 
 
 def _part_site(part: Part, inner: str, layer: nn.Module, structure: Structure) -> Site:

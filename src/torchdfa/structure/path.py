@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,13 +36,23 @@ PASSING = (
 _MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 _AVERAGE_POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 _PASSING_CALLS = SQUASHES | frozenset(
-    "dropout dropout1d dropout2d dropout3d batch_norm group_norm instance_norm contiguous clone float double to "
-    "type_as".split()
+    "dropout dropout1d dropout2d dropout3d stochastic_depth batch_norm group_norm instance_norm contiguous clone float "
+    "double to type_as".split()
+)
+# What makes one number of a whole map, a channel or a position.
+_GLOBAL_POOLS = (
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
+)
+_GLOBAL_POOLING_CALLS = frozenset(
+    "mean amax adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d".split()
 )
 _SUMS = frozenset("add add_ iadd sub sub_ isub".split())
 _PRODUCTS = frozenset("mul mul_ imul".split())
 # Outputs whose kernels are composed at a time.
 _CHUNK = 128
+# Outputs of which a mean is taken where the size of all kernels is asked for, and multiply-adds to spend on them.
+_SAMPLE, _SAMPLED_PRODUCTS = 32, 2 * 10**10
 
 
 @dataclass(frozen=True)
@@ -78,6 +89,7 @@ class Path:
         inputs: Channels at its input.
         outputs: Channels at the part's output.
         reach: Receptive field of one output position, a spatial dimension.
+        weights: Of all convolutions on the way.
         compose: Applies the composed linear map, average pooling standing for any pooling, to (N, inputs, size...).
     """
 
@@ -85,6 +97,7 @@ class Path:
     inputs: int
     outputs: int
     reach: tuple[Reach, ...]
+    weights: int
     compose: Callable[[Tensor], Tensor]
 
     def geometry(self, groups: int, dilation: int | str, upsample: Upsample) -> Geometry:
@@ -116,6 +129,12 @@ class Path:
             pads.append((r.left - before, r.right - (r.extent - extent - before)))
         upsample = upsample if any(s > 1 for s in stride) else "transposed"
         return Geometry(kernel, stride, steps, tuple(pads), groups, "zeros", upsample)
+
+    @property
+    def sample(self) -> int:
+        """Outputs whose kernels tell the size of all well enough; fewer where composing one takes long."""
+        products = self.weights * math.prod(r.extent for r in self.reach)
+        return max(2, min(_SAMPLE, _SAMPLED_PRODUCTS // products))
 
     def product(self, geometry: Geometry, like: Tensor, most: int | None = None) -> Tensor:
         """Return the composed kernels at a geometry's taps, channels block-diagonal: its weight, in full precision.
@@ -175,6 +194,23 @@ class Paths:
             raise NoProductError(
                 f"the way through {type(part).__name__} can't be read, since its forward can't be traced ({error})."
             ) from error
+        self.gates = self._find_gates()
+
+    def _find_gates(self) -> set[fx.Node]:
+        """Return all from a global pooling up to where a map is multiplied by what was made of it."""
+        reader, pooled, gates = self.reader, set[fx.Node](), set[fx.Node]()
+        for node in reader.graph.nodes:
+            inputs = set(reader.tensors(node))
+            pools = isinstance(reader.module(node), _GLOBAL_POOLS) or reader.call(node) in _GLOBAL_POOLING_CALLS
+            if inputs and (pools or inputs <= pooled):
+                pooled.add(node)
+            elif reader.call(node) in _PRODUCTS:
+                gates |= {n for gate in inputs & pooled for n in reader.ancestors(gate) if n in pooled}
+        return gates
+
+    def gated(self, name: str) -> bool:
+        """Tell whether a layer lies in a gate, as in squeeze-and-excitation: its output multiplies maps as a whole."""
+        return any(n.op == "call_module" and self.reader.name(n) == name for n in self.gates)
 
     def path(self, name: str, shown: str) -> Path:
         """Return the path from the convolution ``name``, which messages call ``shown``.
@@ -192,26 +228,30 @@ class Paths:
         start = next(n for n in reader.graph.nodes if n.op == "call_module" and reader.name(n) == name)
         found: dict[fx.Node, tuple[Reach, ...]] = {}
         steps: list[tuple[fx.Node, list[fx.Node], Callable[..., Tensor]]] = []
-        channels = layer.in_channels
+        channels, weights = layer.in_channels, 0
         for node in reader.graph.nodes:
             above = [p for p in node.all_input_nodes if p in found and not is_size(node)]
-            if node is not start and not above:
+            if node is not start and (not above or node in self.gates):
                 continue
             if node.op == "output":
                 break
             below = found[above[0]] if above else (Reach(),) * dims
             module = reader.module(node)
-            call = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+            call = reader.call(node)
             if isinstance(module, CONVOLUTIONS):
                 found[node] = _through(below, Geometry.of(module))
                 steps.append((node, above, _linear(module)))
                 channels = module.out_channels
+                weights += module.weight.numel()
             elif isinstance(module, (*_MAX_POOLS, *_AVERAGE_POOLS)):
                 window = _window(module, dims, shown)
                 found[node] = _through(below, window)
                 steps.append((node, above, _average(window)))
             elif isinstance(module, PASSING) or (module is None and call in _PASSING_CALLS):
                 found[node] = below
+                steps.append((node, above, lambda x: x))
+            elif module is None and call in _PRODUCTS and not self.gates.isdisjoint(node.all_input_nodes):
+                found[node] = below  # a gate's values count as an activation's derivative does: they are ignored
                 steps.append((node, above, lambda x: x))
             elif module is None and call in _PRODUCTS and (factor := _factor(reader, node, above)) is not None:
                 found[node] = below
@@ -243,7 +283,7 @@ class Paths:
                 values[node] = apply(*(values[p] for p in above)) if above else apply(x)
             return values[end]
 
-        return Path(shown, layer.in_channels, channels, found[end], compose)
+        return Path(shown, layer.in_channels, channels, found[end], weights, compose)
 
 
 def _through(reach: tuple[Reach, ...], g: Geometry) -> tuple[Reach, ...]:

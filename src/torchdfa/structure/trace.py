@@ -84,6 +84,12 @@ class Reader:
         """Return the module that a node calls."""
         return self.modules[str(node.target)] if node.op == "call_module" else None
 
+    def call(self, node: fx.Node) -> str:
+        """Return the name of the function or method that a node calls; "" for others."""
+        if node.op == "call_method":
+            return str(node.target)
+        return getattr(node.target, "__name__", "") if node.op == "call_function" else ""
+
     def described(self, node: fx.Node) -> str:
         """Say what a node is, where it stands in the way."""
         module = self.module(node)
@@ -176,8 +182,8 @@ class Reader:
             return type(module).__name__.lower()
         if isinstance(module, MOVING_MODULES):
             return ""
-        name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
-        if node.op in ("call_method", "call_function") and len(self.tensors(node)) == 1:
+        name = self.call(node)
+        if name and len(self.tensors(node)) == 1:
             return name if name in SQUASHES else "" if name in MOVES else None
         return None
 
