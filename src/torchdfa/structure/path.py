@@ -296,7 +296,7 @@ def _linear(layer: Conv) -> Callable[[Tensor], Tensor]:
         if plain(layer):
             return layer._conv_forward(x, layer.weight.detach().to(x.dtype), None)
         own = x.to(layer.weight.dtype)
-        return (layer(own) - layer(torch.zeros_like(own))).to(x.dtype)
+        return (layer.forward(own) - layer.forward(torch.zeros_like(own))).to(x.dtype)
 
     return apply
 
