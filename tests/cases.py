@@ -190,24 +190,25 @@ class Returning(MLP):
         return self.wrap(self.net(x))
 
 
+# What a dict holds is the module's own output; of the others the part is computed outside any module.
 def as_dict(y: Tensor) -> dict[str, Tensor]:
     return {"hidden": y.detach(), "logits": y}
 
 
 def as_tuple(y: Tensor) -> tuple[Tensor, Tensor]:
-    return y.detach(), y
+    return y.detach(), y.clone()
 
 
 def as_point(y: Tensor) -> Point:
-    return Point(y, y.detach())
+    return Point(y.clone(), y.detach())
 
 
 def as_record(y: Tensor) -> Record:
-    return Record(y, y.detach())
+    return Record(y.clone(), y.detach())
 
 
 def as_frozen_record(y: Tensor) -> FrozenRecord:
-    return FrozenRecord(y, y.detach())
+    return FrozenRecord(y.clone(), y.detach())
 
 
 @dataclass(frozen=True)

@@ -766,6 +766,43 @@ def test_a_module_whose_input_is_no_tensor_is_refused_by_name(give, message):
         dfa.convert(Fed(give), {"block.*": rule}, example=torch.randn(2, 3))
 
 
+class Losing(nn.Module):
+    """A model that makes its own loss, as those of Hugging Face do."""
+
+    def __init__(self, plain, opaque):
+        super().__init__()
+        self.trunk, self.head = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh()), nn.Linear(6, 4)
+        self.plain, self.opaque = plain, opaque
+
+    def forward(self, x, labels):
+        if self.opaque and x.sum() > 1e9:  # which no trace gets past
+            raise AssertionError
+        logits = self.head(self.trunk(x)) if self.plain else self.head(self.trunk(x)) + 0.0
+        return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
+@pytest.mark.parametrize("opaque", [False, True])
+def test_a_loss_made_inside_the_model_sends_its_error(opaque, double):
+    x, labels = torch.randn(3, 5), torch.tensor([0, 3, 1])
+    model = dfa.convert(Losing(True, opaque), DFA, output="logits", example=(x, labels) if opaque else None)
+    model(x, labels)["loss"].backward()
+    inside = [p.grad for p in model.parameters()]
+    model.zero_grad()
+    F.cross_entropy(model(x, labels)["logits"], labels).backward()
+    for p, gradient in zip(model.parameters(), inside, strict=True):
+        assert gradient.any() and torch.equal(p.grad, gradient)
+
+
+def test_a_loss_that_sends_none_is_told():
+    x, labels = torch.randn(3, 5), torch.tensor([0, 3, 1])
+    model = dfa.convert(Losing(False, False), DFA, output="logits", example=(x, labels))
+    with pytest.warns(UserWarning, match=r"a scalar 'loss' beside 'logits'.*sends no error"):
+        model(x, labels)
+    model = dfa.convert(Losing(False, False), DFA, output="head", example=(x, labels))
+    model(x, labels)["loss"].backward()
+    assert all(p.grad.any() for p in model.parameters())
+
+
 def test_layers_of_derived_classes_are_cut_without_an_example():
     model = dfa.convert(Derived(), DFA)
     assert [n for n, m in model.named_modules() if "feedback" in m._modules] == ["1", "2"]

@@ -7,7 +7,8 @@ forward ends, a hook passes its output through one autograd node that sends the 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -132,10 +133,24 @@ class _End(_Hook):
         if not forward.cuts:
             return None
         cuts, forward.cuts = forward.cuts, []
-        whole = scope.part is None
-        tensor = output if whole else pick(output, scope.part)  # type: ignore[arg-type]
-        served = _serve(scope, tensor, cuts)
-        return served if whole else put(output, scope.part, served)  # type: ignore[arg-type]
+        if scope.part is None:
+            return _serve(scope, output, cuts)
+        if not torch.compiler.is_compiling():
+            _warn_of_losses(output, scope.part)
+        return put(output, scope.part, _serve(scope, pick(output, scope.part), cuts))
+
+
+def _warn_of_losses(output: Any, part: str | int) -> None:
+    """Warn of losses that a model made of its output before the error's way was tied to that."""
+    listed = dict(enumerate(output)) if isinstance(output, (tuple, list)) else getattr(output, "__dict__", {})
+    for name, value in (output if isinstance(output, Mapping) else listed).items():
+        if isinstance(value, Tensor) and not value.dim() and value.requires_grad and name != part:
+            warnings.warn(
+                f"the model returns a scalar {name!r} beside {part!r}, at which the error is taken. If it is a loss "
+                f"made of {part!r} inside the model, its gradient sends no error to the layers that are cut: make the "
+                "loss outside, or pass convert the name of the module that makes that output.",
+                stacklevel=2,
+            )
 
 
 class _Over:

@@ -106,7 +106,7 @@ def make_plans(
     parts = _divide(model, rules)
     entered = [part.begin for part, r in parts if r.between == "network"]
     structure = read_structure(model, output, example, local=not any(r.wide for r in active), also=entered)
-    network = Span("", structure.end, None if output == structure.end else output)
+    network = Span("", structure.end, None if structure.end else output)
     plans = [
         *_plan_layers(model, rules, structure, network),
         *_plan_parts(model, rules, parts, structure, network, example),

@@ -57,6 +57,13 @@ def run_structure(
         if isinstance(m, LAYERS) or name in also
     ]
     handles.append(modules[traced.end].register_forward_hook(lambda _, a, o: ends.append(o)))
+    made: list[tuple[str, Any]] = []
+    if not local and output is not None and not traced.end:
+        handles += [
+            m.register_forward_hook(lambda _, a, o, name=name: made.append((name, o)))
+            for name, m in modules.items()
+            if name
+        ]
     _run(model, example, handles)
     received = {name: [h for h, _, _ in calls] for name, calls in seen.items()}
     for name, inputs in received.items():
@@ -80,14 +87,16 @@ def run_structure(
         raise ValueError(
             f"the scope's output {traced.end!r} is computed {len(ends)} times in a forward, expected once."
         )
-    value = ends[0] if output is None or output == traced.end else pick(ends[0], output)
+    value = ends[0] if output is None or traced.end else pick(ends[0], output)
     if not isinstance(value, Tensor) or not value.dim():
         raise not_a_tensor(value)
     if type(value.grad_fn).__name__.startswith(("Softmax", "LogSoftmax")):
         raise ValueError(behind_softmax())
     nodes = _nodes(value)
     leading = frozenset(name for name, calls in seen.items() if any(node in nodes or blind for _, node, blind in calls))
-    return replace(structure, leading=leading, output=value.shape)
+    # A part that is what some module returns is taken there, before the model makes a loss of it.
+    makers = [name for name, o in made if o is value and sum(name == other for other, _ in made) == 1]
+    return replace(structure, leading=leading, output=value.shape, end=makers[0] if makers else traced.end)
 
 
 def _above(seen: Mapping[str, list[tuple[Tensor, Any, bool]]]) -> frozenset[str]:

@@ -114,6 +114,9 @@ class Reader:
         end_node = self.end(output)
         chain, chain_end, squash = self.chain(end_node)
         end = output if isinstance(output, str) and output in self.modules else ""
+        made_by = self.name(end_node) if end_node.op == "call_module" else ""
+        if output is not None and not end and self.calls.get(made_by) == 1:
+            end = made_by  # before the model makes a loss of it
         if output is None and squash:
             # The papers' error is the one at the last layer's sums (p - y), not behind its softmax or sigmoid.
             last = next(
