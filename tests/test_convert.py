@@ -766,6 +766,23 @@ def test_a_module_whose_input_is_no_tensor_is_refused_by_name(give, message):
         dfa.convert(Fed(give), {"block.*": rule}, example=torch.randn(2, 3))
 
 
+def test_a_head_that_was_replaced_is_told():
+    x = torch.randn(3, 5)
+    model = dfa.convert(mlp(), DFA)
+    model[4] = nn.Linear(6, 4)
+    run(model, x)  # the error is taken of what the model returns, whatever makes it
+    model = dfa.convert(NETS["dict"].build(), DFA, output="logits")
+    model.net[4] = nn.Linear(model.net[4].in_features, 4)
+    with pytest.raises(RuntimeError, match=r"'net.2' is cut, and the forward ended without the output"):
+        model(x)
+    with torch.no_grad():
+        model(x)
+    with dfa.backprop(model):
+        model(x)["logits"].sum().backward()
+    dfa.convert(dfa.revert(model), DFA, output="logits")
+    model(x)["logits"].sum().backward()
+
+
 class Losing(nn.Module):
     """A model that makes its own loss, as those of Hugging Face do."""
 

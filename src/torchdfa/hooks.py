@@ -6,6 +6,7 @@ forward ends, a hook passes its output through one autograd node that sends the 
 
 from __future__ import annotations
 
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -154,16 +155,25 @@ def _warn_of_losses(output: Any, part: str | int) -> None:
 
 
 class _Over:
-    """A hook on the model, called after an exception too: layers that are called by themselves then are told so."""
+    """A hook on the model, called after an exception too: nothing that was cut may be left, or be taken for served."""
 
     def __init__(self, scopes: Sequence[Scope]):
         self.scopes = scopes
 
     def __call__(self, module: nn.Module, arguments: Any, output: Any) -> None:
-        if not torch.compiler.is_compiling():
-            for forward in (scope.forward for scope in self.scopes):
-                forward.recording = False
-                forward.cuts.clear()
+        if torch.compiler.is_compiling():
+            return
+        left: list[str] = []
+        for forward in (scope.forward for scope in self.scopes):
+            left += [name for name, *_ in forward.cuts]
+            forward.recording = False
+            forward.cuts.clear()
+        if left and sys.exc_info()[0] is None:
+            raise RuntimeError(
+                f"{left[0]!r} is cut, and the forward ended without the output at which its error is taken. Was a "
+                "module replaced after the model was converted? Then revert and convert it again; or go inside "
+                "torchdfa.backprop(model), or torch.no_grad()."
+            )
 
 
 def _serve(scope: Scope, output: Tensor, cuts: Sequence[tuple[str, Feedback, Tensor, int]]) -> Tensor:
