@@ -103,12 +103,12 @@ def speed(seconds: float, rows: list[dict[str, object]], missed: list[str]) -> N
 
 def kernel(errors: int, features: int, batch: int) -> Callable[[], object]:
     """Return the library's own function, on memory that is there already."""
-    assert native.library is not None, ops.why_not_native()
+    assert native.kernels is not None, ops.why_not_native()
     packed = bits.draw(torch.tensor(bits.key_of(0, "bench")), errors, features).contiguous()
     e, out, scale = torch.randn(batch, errors), torch.empty(batch, features), torch.tensor(1.0)
     held = (e, out, scale, packed)
     at = [t.data_ptr() for t in held]
-    call = native.library.packed_at
+    call = native.kernels.packed_at
     return lambda held=held: call(at[0], batch, errors, errors, at[3], at[2], at[1], features, 1)
 
 

@@ -750,7 +750,7 @@ class Taking(nn.Module):
         self.up, self.down = nn.Linear(4, 5), nn.Linear(5, 4)
 
     def forward(self, hidden=None, others=None):
-        return self.down(self.up(others if hidden is None else hidden[-1:][0] if type(hidden) is list else hidden))
+        return self.down(self.up(others if hidden is None else hidden[0] if type(hidden) is list else hidden))
 
 
 @pytest.mark.parametrize(

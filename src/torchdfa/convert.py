@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from torchdfa.hooks import Node, Scope, install, remove
-from torchdfa.plans import Plan, assign, make_plans
+from torchdfa.plans import Plan, assign, listed, make_plans
 from torchdfa.rules import Rule
 from torchdfa.structure import LAYERS
 
@@ -165,19 +165,18 @@ def _warn_of_unknown(model: nn.Module, rule: Rule | Mapping[str, Rule]) -> None:
     """Warn of layers with weight matrices that a rule for all layers does not know, and so does not cut."""
     if not (isinstance(rule, Rule) and nn.Conv2d in rule.chooses):
         return
-    unknown = [
-        f"{name!r} ({type(module).__name__})"
+    unknown = {
+        name: module
         for name, module in model.named_modules()
         if not isinstance(module, (*LAYERS, nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm))
         and next(module.children(), None) is None
         and isinstance(weight := getattr(module, "weight", None), nn.Parameter)
         and weight.dim() > 1
-    ]
+    }
     if unknown:
-        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
         warnings.warn(
             f"{type(rule).__name__} cuts Linear and convolution layers, and does not know "
-            f"{', '.join(unknown[:3])}{more}: these keep back-propagation, and hand errors down to the layers below.",
+            f"{listed(unknown, 3)}: these keep back-propagation, and hand errors down to the layers below.",
             stacklevel=3,
         )
 

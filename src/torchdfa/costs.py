@@ -17,7 +17,7 @@ from torchdfa.feedback import Feedback
 from torchdfa.feedback.time import Feedbacks
 from torchdfa.functional.recurrent import suffixes, weights_of
 from torchdfa.structure import LAYERS, call, undisturbed
-from torchdfa.structure.base import RECURRENT, first_argument, input_of
+from torchdfa.structure.base import RECURRENT, input_of
 from torchdfa.table import align
 
 
@@ -113,7 +113,7 @@ def costs(model: nn.Module, example: Any) -> Costs:
         return output
 
     def count(name: str, layer: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
-        given = input_of(name, arguments, keywords, first_argument(layer))
+        given = input_of(name, layer, arguments, keywords)
         h = given.data if isinstance(given, PackedSequence) else given
         if isinstance(layer, RECURRENT):
             rule = conversion.rules.get(name)

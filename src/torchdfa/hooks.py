@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,8 @@ from torchdfa.functional.recurrent import State, Weights, live_steps, run_layers
 from torchdfa.modular import ModuleRule
 from torchdfa.plans import Plan, Span
 from torchdfa.structure import pick, put
-from torchdfa.structure.base import first_argument, input_of, with_input
+from torchdfa.structure.base import input_of, with_input
+from torchdfa.structure.outputs import parts
 
 Node = Callable[[Tensor, Sequence[Feedback], Sequence[Tensor]], Tensor]
 
@@ -92,9 +93,9 @@ class _Begin(_Hook):
 
 
 class _Cut(_Hook):
-    def __init__(self, scope: Scope, name: str, first: str):
+    def __init__(self, scope: Scope, name: str):
         super().__init__(scope)
-        self.name, self.first = name, first
+        self.name = name
 
     def __call__(self, layer: nn.Module, arguments: Any, keywords: dict[str, Any]) -> Any:
         scope, forward = self.scope, self.scope.forward
@@ -104,7 +105,7 @@ class _Cut(_Hook):
             else:
                 forward.missed.discard(self.name)
             return None
-        h: Tensor = input_of(self.name, arguments, keywords, self.first)
+        h: Tensor = input_of(self.name, layer, arguments, keywords)
         if not (scope.enabled and h.requires_grad):
             return None
         if forward.recording:
@@ -124,7 +125,7 @@ class _Cut(_Hook):
                 "torchdfa.backprop(model)."
             )
         # Within a backward pass non-re-entrant checkpointing computes activations again, for the first forward's node.
-        return with_input(arguments, keywords, self.first, h.detach())
+        return with_input(layer, arguments, keywords, h.detach())
 
 
 class _End(_Hook):
@@ -143,8 +144,7 @@ class _End(_Hook):
 
 def _warn_of_losses(output: Any, part: str | int) -> None:
     """Warn of losses that a model made of its output before the error's way was tied to that."""
-    listed = dict(enumerate(output)) if isinstance(output, (tuple, list)) else getattr(output, "__dict__", {})
-    for name, value in (output if isinstance(output, Mapping) else listed).items():
+    for name, value in parts(output).items():
         if isinstance(value, Tensor) and not value.dim() and value.requires_grad and name != part:
             warnings.warn(
                 f"the model returns a scalar {name!r} beside {part!r}, at which the error is taken. If it is a loss "
@@ -307,8 +307,7 @@ def install(model: nn.Module, plans: Sequence[Plan]) -> list[Scope]:
                 scopes[plan.span], plan.name, module, plan.rule.chunk, plan.rule.within
             )
             continue
-        cut = _Cut(scopes[plan.span], plan.name, first_argument(module))
-        module.register_forward_pre_hook(cut, with_kwargs=True)
+        module.register_forward_pre_hook(_Cut(scopes[plan.span], plan.name), with_kwargs=True)
     for span, scope in scopes.items():
         if span not in unrolled:
             modules[span.end].register_forward_hook(_End(scope))

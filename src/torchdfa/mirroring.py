@@ -13,7 +13,7 @@ from torchdfa.baselines import WeightMirror
 from torchdfa.convert import conversion_of, watching
 from torchdfa.feedback import ConvFeedback, DenseFeedback, Feedback
 from torchdfa.structure import call, undisturbed
-from torchdfa.structure.base import first_argument, input_of, with_input
+from torchdfa.structure.base import input_of, with_input
 
 
 def mirror(
@@ -94,8 +94,7 @@ class _Add:
         self.noise = noise
 
     def __call__(self, layer: nn.Module, arguments: Any, keywords: dict[str, Any]) -> Any:
-        first = first_argument(layer)
-        return with_input(arguments, keywords, first, input_of("", arguments, keywords, first) + self.noise)
+        return with_input(layer, arguments, keywords, input_of("", layer, arguments, keywords) + self.noise)
 
 
 def _correlation(feedback: DenseFeedback | ConvFeedback, y: Tensor, xi: Tensor) -> Tensor:

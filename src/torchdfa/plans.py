@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from torchdfa.feedback import Feedback
-from torchdfa.feedback.init import NoProductError, Site
+from torchdfa.feedback.init import Site
 from torchdfa.feedback.time import Feedbacks, TimeFeedback
 from torchdfa.functional.recurrent import Weights, suffixes, weights_of
 from torchdfa.modular import ModuleRule
@@ -209,7 +209,7 @@ def _plan_parts(
                 continue
             name, first = part.name(inner), inner not in inside.above
             cut = rule.within if not first else rule.between == "module" and name in structure.fed
-            if cut and rules.get(name) == rule and not _gated(part, inner):
+            if cut and rules.get(name) == rule and inner not in part.gated:
                 feedback = rule.feedback(_part_site(part, inner, modules[name], inside))
                 plans.append(Plan(name, rule, feedback, span))
     return plans
@@ -276,13 +276,6 @@ def _inside(part: Part, given: Arguments | None) -> tuple[Structure, int | None]
         ) from error
 
 
-def _gated(part: Part, inner: str) -> bool:
-    try:
-        return part.paths.gated(inner)
-    except NoProductError:  # a part that can't be traced, which matters to its convolutions alone
-        return False
-
-
 def _part_site(part: Part, inner: str, layer: nn.Module, structure: Structure) -> Site:
     name = part.name(inner)
     if isinstance(layer, nn.Linear):
@@ -345,6 +338,11 @@ def _shown(rule: Rule | Mapping[str, Rule]) -> str:
 
 
 def _listed(layers: Mapping[str, nn.Module]) -> str:
-    shown = [f"{name!r} ({type(module).__name__})" for name, module in list(layers.items())[:20]]
-    more = f" and {len(layers) - 20} more" if len(layers) > 20 else ""
-    return f"there are {', '.join(shown)}{more}." if shown else "it has no layers with parameters."
+    return f"there are {listed(layers, 20)}." if layers else "it has no layers with parameters."
+
+
+def listed(layers: Mapping[str, nn.Module], most: int) -> str:
+    """Return the names and types of layers, and how many more than the most that are shown there are."""
+    shown = [f"{name!r} ({type(module).__name__})" for name, module in list(layers.items())[:most]]
+    more = f" and {len(layers) - most} more" if len(layers) > most else ""
+    return ", ".join(shown) + more

@@ -13,14 +13,14 @@ from torchdfa import ops
 from torchdfa.feedback import bits
 from torchdfa.ops import native
 
-pytestmark = pytest.mark.skipif(native.library is None, reason=f"no native library: {ops.why_not_native()}")
+pytestmark = pytest.mark.skipif(native.kernels is None, reason=f"no native library: {ops.why_not_native()}")
 
 KEY, SCALE = torch.tensor(bits.key_of(3, "layer")), torch.tensor(0.3)
 PACKED = bits.draw(KEY, 10, 20).contiguous()
 
 
 def direct(e, source=PACKED, scale=SCALE, columns=20):
-    product = native.library.packed if source.dtype == torch.uint8 else native.library.seeded
+    product = native.kernels.packed if source.dtype == torch.uint8 else native.kernels.seeded
     return product(e, source, scale, columns)
 
 
@@ -119,7 +119,7 @@ def test_nothing_is_kept_of_its_arguments_and_results():
 
 
 def test_wrong_calls_raise():
-    library = native.library
+    library = native.kernels
     for call in (library.packed, library.seeded, library.packed_at, library.update_at):
         with pytest.raises(TypeError, match="arguments, found 1"):
             call(1)
@@ -145,7 +145,7 @@ def test_large_calls_let_other_threads_run():
         numbers = (e.data_ptr(), *e.shape, e.shape[1], KEY.data_ptr(), SCALE.data_ptr(), out.data_ptr(), columns, 1)
         for _ in range(1000):
             before = ran
-            assert native.library.seeded_at(*numbers)
+            assert native.kernels.seeded_at(*numbers)
             if ran != before:
                 return True
         return False
@@ -166,5 +166,5 @@ def test_a_torch_without_an_exchange_table_is_served_by_the_operators(monkeypatc
     class Tensor:
         pass
 
-    assert native.library.connect(Tensor, *[None] * 6) is False  # and nothing was changed
+    assert native.kernels.connect(Tensor, *[None] * 6) is False  # and nothing was changed
     assert direct(torch.randn(3, 10)) is not None

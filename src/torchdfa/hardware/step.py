@@ -27,7 +27,7 @@ from torchdfa.hardware.chip import Chip, load_chip
 from torchdfa.hardware.schedule import Task, period
 from torchdfa.rules import Rule
 from torchdfa.structure import CUTTABLE
-from torchdfa.structure.base import first_argument, input_of
+from torchdfa.structure.base import input_of
 from torchdfa.table import align
 
 Phase = Literal["forward", "error", "gradient", "update"]
@@ -250,11 +250,11 @@ def _calls(model: nn.Module, batch: Tensor) -> tuple[list[_Layer], list[_Sent]]:
         return name if counts[name] == 1 else f"{name} ({counts[name]})"
 
     def begin(name: str, module: nn.Module, arguments: Any, keywords: Any) -> None:
-        if input_of(name, arguments, keywords, first_argument(module)).requires_grad:
+        if input_of(name, module, arguments, keywords).requires_grad:
             begun.setdefault(name, []).append(len(layers))
 
     def note(name: str, module: nn.Module, arguments: Any, keywords: Any, output: Tensor) -> None:
-        x: Tensor = input_of(name, arguments, keywords, first_argument(module))
+        x: Tensor = input_of(name, module, arguments, keywords)
         weight = module.weight
         assert isinstance(weight, Tensor)
         own = name in local and bool(begun.get(name)) and begun[name].pop(0) == len(layers)

@@ -77,7 +77,7 @@ PATHS: tuple[str, ...] = (*(_library.paths().split() if _library else ()), "torc
 """Paths that run here, best first: instruction sets of the native library, and ``"torch"`` expressions."""
 
 # What products use; None: torch expressions. A module attribute, since it is read in every call.
-library: ModuleType | None = None
+kernels: ModuleType | None = None
 _path = "torch"
 _warned = False
 
@@ -93,15 +93,15 @@ def choose(name: str) -> str:
     Raises:
         ValueError: The path does not run on this machine.
     """
-    global library, _path
+    global kernels, _path
     if name not in PATHS:
         because = f" ({_reason})" if _reason else ""
         raise ValueError(f"path {name!r} does not run here{because}: expected one of {', '.join(PATHS)}.")
     if _library is not None and name != "torch":
         _library.choose(name)
-        library = _library
+        kernels = _library
     else:
-        library = None
+        kernels = None
     before, _path = _path, name
     return before
 

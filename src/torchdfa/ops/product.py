@@ -47,7 +47,7 @@ def packed_product(e: Tensor, packed: Tensor, scale: Tensor, columns: int) -> Te
     Raises:
         ValueError: The shapes don't fit each other.
     """
-    library = native.library
+    library = native.kernels
     if library is not None and forward_ad._current_level < 0 and not _is_compiling():
         out = library.packed(e, packed, scale, columns)
         if out is not None:
@@ -74,7 +74,7 @@ def seeded_product(e: Tensor, key: Tensor, scale: Tensor, columns: int) -> Tenso
     Raises:
         ValueError: ``e`` is no matrix.
     """
-    library = native.library
+    library = native.kernels
     if library is not None and forward_ad._current_level < 0 and not _is_compiling():
         out = library.seeded(e, key, scale, columns)
         if out is not None:
@@ -126,9 +126,9 @@ def _seeded_cpu(e: Tensor, key: Tensor, scale: Tensor, columns: int) -> Tensor:
 def _library_for(e: Tensor) -> Any:
     if e.dtype not in _NATIVE_TYPES:
         return None
-    if native.library is None:
+    if native.kernels is None:
         native.warn_once()
-    return native.library
+    return native.kernels
 
 
 def _native(product: Callable[..., bool], e: Tensor, source: Tensor, scale: Tensor, columns: int) -> Tensor:

@@ -74,7 +74,7 @@ def _native(
     weight: Tensor, velocity: Tensor | None, error: Tensor, x: Tensor, lr: float, momentum: float, decay: float
 ) -> bool:
     """Update in the native library; False, and nothing done, where it can't."""
-    library = native.library
+    library = native.kernels
     batch, outputs, inputs = len(x), *weight.shape
     if library is None or batch == 0:
         return False
@@ -125,7 +125,7 @@ def _cpu(
     weight: Tensor, velocity: Tensor | None, error: Tensor, x: Tensor, lr: float, momentum: float, decay: float
 ) -> None:
     if not _native(weight, velocity, error, x, lr, momentum, decay):
-        if native.library is None and weight.dtype is torch.float32:
+        if native.kernels is None and weight.dtype is torch.float32:
             native.warn_once()
         _blocks(weight, velocity, error, x, lr, momentum, decay)
 

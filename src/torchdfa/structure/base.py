@@ -118,23 +118,23 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                 p.requires_grad_(requires_grad)
 
 
-def first_argument(module: nn.Module) -> str:
+def _first(module: nn.Module) -> str:
     """Return the name of the first argument that a module's forward takes."""
     return next(iter(inspect.signature(module.forward).parameters), "input")
 
 
-def input_of(name: str, arguments: tuple[Any, ...], keywords: Mapping[str, Any], first: str) -> Any:
-    """Return the first argument of a call, also where it is passed by its name, ``first``.
+def input_of(name: str, module: nn.Module, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
+    """Return the first argument of a call of a module, also where it is passed by its name.
 
     Raises:
         ValueError: It is not passed, or is no tensor.
     """
-    if not arguments and first not in keywords:
+    if not arguments and (first := _first(module)) not in keywords:
         raise ValueError(
             f"{name!r} is cut at its input, and is called without it: with {', '.join(keywords)}. Pass its input as "
             f"the first argument, or as {first}=."
         )
-    given = arguments[0] if arguments else keywords[first]
+    given = arguments[0] if arguments else keywords[_first(module)]
     if not isinstance(given, (Tensor, PackedSequence)):
         raise ValueError(
             f"{name!r} is cut at its input, which is {describe(given)}, expected a tensor. Give it the rule BP, or "
@@ -144,7 +144,7 @@ def input_of(name: str, arguments: tuple[Any, ...], keywords: Mapping[str, Any],
 
 
 def with_input(
-    arguments: tuple[Any, ...], keywords: dict[str, Any], first: str, value: Any
+    module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], value: Any
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments and keywords of a call, with another value for the first argument."""
-    return ((value, *arguments[1:]), keywords) if arguments else ((), {**keywords, first: value})
+    """Return the arguments and keywords of a call of a module, with another value for the first argument."""
+    return ((value, *arguments[1:]), keywords) if arguments else ((), {**keywords, _first(module): value})

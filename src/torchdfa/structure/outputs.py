@@ -54,6 +54,13 @@ def put(value: Any, part: str | int, tensor: Tensor) -> Any:
     return value
 
 
+def parts(value: Any) -> Mapping[Any, Any]:
+    """Return the parts of a model's output: by key, position or attribute."""
+    if isinstance(value, Mapping):
+        return value
+    return dict(enumerate(value)) if isinstance(value, (tuple, list)) else getattr(value, "__dict__", {})
+
+
 def behind_softmax() -> str:
     """Say that a scope's output comes out of a softmax, and what to do."""
     return (

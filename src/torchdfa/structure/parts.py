@@ -10,6 +10,7 @@ from functools import cached_property
 
 from torch import nn
 
+from torchdfa.feedback.init import NoProductError
 from torchdfa.structure.base import CONVOLUTIONS, RECURRENT
 from torchdfa.structure.path import PASSING, Paths
 
@@ -36,6 +37,14 @@ class Part:
     def paths(self) -> Paths:
         """What leads through it, as convolutions."""
         return Paths(self.module)
+
+    @cached_property
+    def gated(self) -> frozenset[str]:
+        """Names in it of the layers that lie in gates; none where it can't be traced."""
+        try:
+            return self.paths.gated
+        except NoProductError:  # which matters to its convolutions alone
+            return frozenset()
 
     def name(self, inner: str) -> str:
         """Return the name in the network of what is called ``inner`` in the part."""
@@ -72,11 +81,11 @@ def find_parts(model: nn.Module, layers: Collection[str], patterns: Sequence[str
         if not groups[-1]:
             raise ValueError(f"modules={pattern!r} matches no module; there are {', '.join(_outer(modules))}.")
     matched = set[str]().union(*groups)
-    holding = [n for n in modules if any(x.startswith(f"{n}.") for x in layers) or _is_block(modules[n])]
-    whole = [n for n in holding if n in matched and n not in layers]
+    finder = _Finder(model, frozenset(layers))
+    whole = [n for n in modules if n in matched and n not in layers and (finder.holds(n) or _is_block(modules[n]))]
     whole = [n for n in whole if not any(n.startswith(f"{other}.") for other in whole)]
     left = {n for n in layers if not any(n.startswith(f"{other}.") for other in whole)}
-    parts = [_Finder(model, frozenset(layers)).named(name, modules[name]) for name in whole]
+    parts = [finder.named(name, modules[name]) for name in whole]
     for group in groups:
         parts += _Finder(model, frozenset(left & group)).visit("", model)
         left -= group

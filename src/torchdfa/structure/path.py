@@ -208,9 +208,20 @@ class Paths:
                 gates |= {n for gate in inputs & pooled for n in reader.ancestors(gate) if n in pooled}
         return gates
 
-    def gated(self, name: str) -> bool:
-        """Tell whether a layer lies in a gate, as in squeeze-and-excitation: its output multiplies maps as a whole."""
-        return any(n.op == "call_module" and self.reader.name(n) == name for n in self.gates)
+    @property
+    def gated(self) -> frozenset[str]:
+        """Names of the layers in gates, as in squeeze-and-excitation: what they make multiplies maps as a whole."""
+        return frozenset(self.reader.name(n) for n in self.gates if n.op == "call_module")
+
+    def _factor(self, node: fx.Node, above: list[fx.Node]) -> Tensor | float | None:
+        """Return what a product multiplies a map by, where that does not depend on the input; of a gate 1.
+
+        A gate's values count as an activation's derivative does: they are ignored.
+        """
+        if not self.gates.isdisjoint(node.all_input_nodes):
+            return 1
+        others = [value for value in node.args if value not in above]
+        return self.reader.constant(others[0]) if len(above) == len(others) == 1 else None
 
     def path(self, name: str, shown: str) -> Path:
         """Return the path from the convolution ``name``, which messages call ``shown``.
@@ -250,10 +261,7 @@ class Paths:
             elif isinstance(module, PASSING) or (module is None and call in _PASSING_CALLS):
                 found[node] = below
                 steps.append((node, above, lambda x: x))
-            elif module is None and call in _PRODUCTS and not self.gates.isdisjoint(node.all_input_nodes):
-                found[node] = below  # a gate's values count as an activation's derivative does: they are ignored
-                steps.append((node, above, lambda x: x))
-            elif module is None and call in _PRODUCTS and (factor := _factor(reader, node, above)) is not None:
+            elif module is None and call in _PRODUCTS and (factor := self._factor(node, above)) is not None:
                 found[node] = below
                 steps.append((node, above, _scaled(factor)))
             elif module is None and call in _SUMS:
@@ -299,12 +307,6 @@ def _linear(layer: Conv) -> Callable[[Tensor], Tensor]:
         return (layer.forward(own) - layer.forward(torch.zeros_like(own))).to(x.dtype)
 
     return apply
-
-
-def _factor(reader: Reader, node: fx.Node, above: list[fx.Node]) -> Tensor | float | None:
-    """Return what a product multiplies a map by, where that does not depend on the input."""
-    others = [value for value in node.args if value not in above]
-    return reader.constant(others[0]) if len(above) == len(others) == 1 else None
 
 
 def _scaled(factor: Tensor | float) -> Callable[[Tensor], Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
-from torchdfa.structure.base import LAYERS, Arguments, Structure, call, first_argument, input_of, undisturbed
+from torchdfa.structure.base import LAYERS, Arguments, Structure, call, input_of, undisturbed
 from torchdfa.structure.outputs import behind_softmax, not_a_tensor, pick
 
 
@@ -44,7 +44,7 @@ def run_structure(
     ends: list[Any] = []
 
     def record(name: str, arguments: tuple[Any, ...], keywords: dict[str, Any], made: Any) -> None:
-        h = input_of(name, arguments, keywords, first_argument(modules[name]))
+        h = input_of(name, modules[name], arguments, keywords)
         h = h.data if isinstance(h, PackedSequence) else h
         while isinstance(made, tuple):  # recurrent layers return their states too
             made = made[0]
@@ -57,10 +57,10 @@ def run_structure(
         if isinstance(m, LAYERS) or name in also
     ]
     handles.append(modules[traced.end].register_forward_hook(lambda _, a, o: ends.append(o)))
-    made: list[tuple[str, Any]] = []
+    outputs: list[tuple[str, Any]] = []
     if not local and output is not None and not traced.end:
         handles += [
-            m.register_forward_hook(lambda _, a, o, name=name: made.append((name, o)))
+            m.register_forward_hook(lambda _, a, o, name=name: outputs.append((name, o)))
             for name, m in modules.items()
             if name
         ]
@@ -95,7 +95,7 @@ def run_structure(
     nodes = _nodes(value)
     leading = frozenset(name for name, calls in seen.items() if any(node in nodes or blind for _, node, blind in calls))
     # A part that is what some module returns is taken there, before the model makes a loss of it.
-    makers = [name for name, o in made if o is value and sum(name == other for other, _ in made) == 1]
+    makers = [name for name, o in outputs if o is value and sum(name == other for other, _ in outputs) == 1]
     return replace(structure, leading=leading, output=value.shape, end=makers[0] if makers else traced.end)
 
 
