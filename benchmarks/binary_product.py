@@ -23,7 +23,7 @@ import torch
 from torchdfa import ops
 from torchdfa.feedback import DenseFeedback, PackedFeedback, SeededFeedback, bits
 from torchdfa.ops import native
-from torchdfa.ops.bench import candidates, rounds
+from torchdfa.ops.bench import candidates, has_bfloat16, rounds
 
 LARGE, VOCABULARY, SMALL = (1000, 4096), (50257, 1024), (100, 512)
 # Least speed over torch.mm that we aim at, for batches of 1, 8, 32, 128.
@@ -79,7 +79,8 @@ def speed(seconds: float, rows: list[dict[str, object]], missed: list[str]) -> N
             functions["kernel"] = kernel(*size, batch)
             if torch.backends.mkldnn.is_available():
                 functions["oneDNN"] = onednn(*size, batch, torch.float32)
-                functions["oneDNN bf16"] = onednn(*size, batch, torch.bfloat16)
+                if has_bfloat16():
+                    functions["oneDNN bf16"] = onednn(*size, batch, torch.bfloat16)
             stored = functions["stored"]
             for path in ("avx2", "portable"):
                 if path in ops.PATHS:
@@ -88,7 +89,8 @@ def speed(seconds: float, rows: list[dict[str, object]], missed: list[str]) -> N
             ratio = {n: times["mm"] / times[n] for n in names if n in times}
             error = relative_error(*size, batch)
             print(f"{size[0]:>6} ×{size[1]:>5} {batch:>5} {1e6 * times['mm']:>10.1f}", end="")
-            print("".join(f"{ratio.get(n, 0):>12.2f}" for n in names) + f"{error:>10.1e}", flush=True)
+            print("".join(f"{ratio[n]:>12.2f}" if n in ratio else f"{'–':>12}" for n in names), end="")
+            print(f"{error:>10.1e}", flush=True)
             rows += [record("speed", size, batch, n, t) for n, t in times.items()]
             if batch in BATCHES:
                 for candidate in ("stored", "avx2"):
@@ -152,7 +154,7 @@ def two_threads(seconds: float, rows: list[dict[str, object]], missed: list[str]
     for size, batches in ((LARGE, (8, 32, 128, 512)), (VOCABULARY, (1, 8, 32)), (SMALL, (128, 512))):
         for batch in batches:
             functions = candidates(*size, batch)
-            del functions["mm bfloat16"]
+            functions.pop("mm bfloat16", None)
             found: dict[str, list[float]] = {}
             for _ in range(8):  # a change of number makes torch start its threads anew: not call by call
                 for threads in (1, 2):

@@ -368,6 +368,7 @@ def test_settings_out_of_range_are_refused():
         ({"lr": math.nan}, "lr=nan"),
         ({"lr": (0.1, 0.1)}, r"lr=\(0.1, 0.1\), expected a number of 0 or more, or 3 of them"),
         ({"momentum": 1.0}, "momentum=1.0"),
+        ({"momentum_dtype": torch.float64}, "momentum_dtype=torch.float64, expected one of .*bfloat16"),
         ({"weight_decay": -0.1}, "weight_decay=-0.1"),
         ({"clip": 0.0}, "clip=0.0"),
         ({"class_weights": (1.0, 2.0)}, "class_weights"),
@@ -494,6 +495,25 @@ def test_bytes_are_those_of_parameters_momentum_and_feedback():
     assert head.nbytes == parameters + feedback
     head.step(torch.ones(16), 0)
     assert head.nbytes == 2 * parameters + feedback
+
+
+def test_momentum_in_bfloat16_takes_half_and_learns_alike(tmp_path):
+    heads = [
+        OnlineHead((16, 32, 8), rule=dfa.BDFA(), lr=0.05, momentum=0.9, momentum_dtype=dtype)
+        for dtype in (None, torch.float32, torch.bfloat16)
+    ]
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(64, 16, generator=generator), torch.randint(8, (64,), generator=generator)
+    losses = [[head.step(x, y) for _ in range(60)] for head in heads]
+    assert losses[0] == losses[1]
+    assert losses[2] != losses[0]
+    assert losses[2][-1] == pytest.approx(losses[0][-1], rel=0.01)
+    assert losses[0][-1] < 0.5 * losses[0][0]
+    assert heads[0].nbytes - heads[2].nbytes == 2 * (16 * 32 + 32 * 8)
+    heads[2].save(tmp_path / "head")
+    other = OnlineHead.load(tmp_path / "head")
+    assert other.momentum_dtype is torch.bfloat16
+    assert [other.step(x, y) for _ in range(3)] == [heads[2].step(x, y) for _ in range(3)]
 
 
 def saved(head, tmp_path):

@@ -9,21 +9,37 @@
 
 #include "../../src/torchdfa/ops/csrc/library.h"
 
-static bool update_is_right(int64_t n, int64_t rows, int64_t columns, bool momentum) {
+// `bytes` of a number of the velocity: 0 without one.
+static bool update_is_right(int64_t n, int64_t rows, int64_t columns, int bytes) {
     std::vector<float> w(rows * columns), v(rows * columns), error(n * rows), x(n * columns);
     uint32_t state = 1;
     for (auto *all : {&w, &v, &error, &x})
         for (auto &value : *all) value = (float)((state = state * 1664525u + 1013904223u) >> 8) / 8388608.0f - 1.0f;
+    std::vector<uint16_t> half(v.size());
+    if (bytes == 2)
+        for (size_t i = 0; i < v.size(); i++) {
+            uint32_t word;
+            memcpy(&word, &v[i], 4);
+            half[i] = (uint16_t)(word >> 16);
+            word &= 0xFFFF0000u;
+            memcpy(&v[i], &word, 4);
+        }
     const auto w0 = w, v0 = v;
-    const double lr = 0.25, mu = momentum ? 0.875 : 0.0, decay = 0.125;
-    torchdfa_update(w.data(), momentum ? v.data() : nullptr, rows, columns, error.data(), rows, x.data(), columns, n,
-                    (float)lr, (float)mu, (float)decay, 2);
+    const double lr = 0.25, mu = bytes ? 0.875 : 0.0, decay = 0.125;
+    void *const velocity = bytes == 0 ? nullptr : bytes == 2 ? (void *)half.data() : v.data();
+    torchdfa_update(w.data(), velocity, bytes, rows, columns, error.data(), rows, x.data(), columns, n, (float)lr,
+                    (float)mu, (float)decay, 2);
+    for (size_t i = 0; bytes == 2 && i < v.size(); i++) {
+        const uint32_t word = (uint32_t)half[i] << 16;
+        memcpy(&v[i], &word, 4);
+    }
     for (int64_t o = 0; o < rows; o++)
         for (int64_t i = 0; i < columns; i++) {
             const int64_t at = o * columns + i;
             double step = decay * w0[at] + mu * v0[at];
             for (int64_t k = 0; k < n; k++) step += (double)error[k * rows + o] * x[k * columns + i];
-            if (fabs(w[at] - (w0[at] - lr * step)) > 1e-5 || (momentum && fabs(v[at] - step) > 1e-5)) return false;
+            const double kept = bytes == 2 ? 1e-5 + fabs(step) / 256 : 1e-5;
+            if (fabs(w[at] - (w0[at] - lr * step)) > 1e-5 || (bytes && fabs(v[at] - step) > kept)) return false;
         }
     return true;
 }
@@ -60,8 +76,8 @@ int main() {
         }
         printf("%016llx\n", (unsigned long long)hash);
         for (auto &size : sizes)
-            for (int momentum = 0; momentum < 2; momentum++)
-                if (!update_is_right(size[0], size[1], size[2], momentum)) {
+            for (int bytes = 0; bytes <= 4; bytes += 2)
+                if (!update_is_right(size[0], size[1], size[2], bytes)) {
                     fprintf(stderr, "%s: update (%d, %d, %d) is wrong\n", name, (int)size[0], (int)size[1], (int)size[2]);
                     return 1;
                 }

@@ -1,5 +1,7 @@
 """SGD's step on a weight without its gradient: every path against the formula in float64."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -50,6 +52,37 @@ def test_every_path_does_the_formula(name, shape, momentum):
 
 
 @paths
+@shapes
+def test_a_velocity_in_bfloat16_is_the_formula_s_rounded_to_even(name, shape):
+    choose(name)
+    w, v, error, x = tensors(shape)
+    v = v.bfloat16()
+    settings = {"lr": 0.3, "momentum": 0.9, "decay": 0.2}
+    # In float32 the same path gives the step that is added to W, and rounded as torch does where it is kept.
+    expected_w, expected_v = w.clone(), v.float()
+    sgd_update(expected_w, expected_v, error, x, **settings)
+    sgd_update(w, v, error, x, **settings)
+    assert v.dtype is torch.bfloat16
+    torch.testing.assert_close(w, expected_w, rtol=0, atol=0)
+    torch.testing.assert_close(v, expected_v.bfloat16(), rtol=0, atol=0)
+    assert not torch.equal(v.float(), expected_v)
+
+
+@paths
+def test_bfloat16_rounds_ties_to_even_and_keeps_what_is_no_number(name):
+    choose(name)
+    ulp = 2.0**-7  # of bfloat16 at 1
+    kept = torch.tensor([[1 + ulp / 2, 1 + 3 * ulp / 2, 1 + 0.51 * ulp, -1 - ulp / 2, 3.4e38, float("nan"), -0.0]])
+    w, v = torch.zeros(1, 7), torch.zeros(1, 7, dtype=torch.bfloat16)
+    sgd_update(w, v, torch.ones(1, 1), kept, lr=1.0, momentum=0.5)
+    found = v[0].tolist()
+    assert found[:5] == [1.0, 1 + 2 * ulp, 1 + ulp, -1.0, float("inf")]
+    assert math.isnan(found[5])
+    assert found[6] == 0.0
+    torch.testing.assert_close(w, -kept, equal_nan=True)
+
+
+@paths
 def test_it_is_what_torch_s_optimizer_does_over_many_steps(name):
     choose(name)
     w, v, _, _ = tensors((1, 30, 70))
@@ -96,11 +129,13 @@ def test_other_types_and_layouts_take_torch_s_way(name, dtype):
 
 @paths
 @shapes
-def test_two_threads_do_what_one_does(name, shape):
+@pytest.mark.parametrize("kept", [torch.float32, torch.bfloat16], ids=str)
+def test_two_threads_do_what_one_does(name, shape, kept):
     choose(name)
     results = []
     for threads in (1, 2):
         w, v, error, x = tensors((shape[0], 40 * shape[1], shape[2]))
+        v = v.to(kept)
         torch.set_num_threads(threads)
         try:
             sgd_update(w, v, error, x, lr=0.3, momentum=0.9, decay=0.2)
@@ -152,7 +187,7 @@ def test_autograd_notices_the_change(name):
 def test_the_operator_is_registered_as_torch_expects(name):
     choose(name)
     w, v, error, x = tensors((3, 5, 6))
-    for velocity in (v, None):
+    for velocity in (v, v.bfloat16(), None):
         torch.library.opcheck(torch.ops.torchdfa.sgd_update.default, (w, velocity, error, x, 0.1, 0.9, 0.1))
 
 
@@ -174,6 +209,7 @@ def test_shapes_that_do_not_fit_are_refused():
         ((w, v, error, x[:2]), r"needs errors \(N, 5\) and inputs \(N, 6\), found \(3, 5\) and \(2, 6\)"),
         ((w, v, error[:, :4], x), "needs errors"),
         ((w, v[:4], error, x), r"velocity's shape is \(4, 6\), the weight's \(5, 6\)"),
+        ((w, v.double(), error, x), "a velocity of torch.float64, expected torch.float32 or torch.bfloat16"),
     ]:
         with pytest.raises(ValueError, match=message):
             sgd_update(*arguments, lr=0.1)

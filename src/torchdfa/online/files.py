@@ -20,6 +20,8 @@ from torchdfa.online.layers import build, describe
 from torchdfa.rules import Rule
 
 FORMAT = 1
+# Types of momentum by their names in a file; one that is not there has the weights' type.
+_TYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64, "float16": torch.float16}
 
 
 def save_head(head: OnlineHead, path: Path) -> None:
@@ -39,6 +41,8 @@ def save_head(head: OnlineHead, path: Path) -> None:
         "clip": head.clip,
         "class_weights": None if weights is None else weights.tolist(),
     }
+    if head.momentum_dtype is not None:
+        settings["momentum_dtype"] = next(name for name, kind in _TYPES.items() if kind is head.momentum_dtype)
     about = {
         "format": FORMAT,
         "version": torchdfa.__version__,
@@ -75,7 +79,10 @@ def load_head(path: Path, rule: Rule | Mapping[str, Rule] | None) -> OnlineHead:
         if rule is None and about["rules"] is not None:
             rule = {name: _read_rule(path, data) for name, data in about["rules"].items()}
         net = _built(about["net"], state)
-        head = OnlineHead(net, rule=rule, **about["settings"])
+        settings = dict(about["settings"])
+        if "momentum_dtype" in settings:
+            settings["momentum_dtype"] = _TYPES[settings["momentum_dtype"]]
+        head = OnlineHead(net, rule=rule, **settings)
         head.load_state_dict(state)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
         # RuntimeError: torch's of weights that don't fit, and Python's of nesting without end.

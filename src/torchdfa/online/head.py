@@ -60,6 +60,8 @@ class OnlineHead:
             layers have already, or BP.
         lr: Learning rate; one for all Linear layers, or one each, the first first.
         momentum: Of SGD. 0 keeps no momentum in memory.
+        momentum_dtype: Type in which the weights' momentum is kept: ``torch.bfloat16`` takes half of float32's memory,
+            and is rounded once a step. None: the weights' own.
         weight_decay: L2 penalty on all parameters.
         clip: Largest norm of the whole gradient; longer ones are shortened to it. None: no limit.
         class_weights: A factor of the loss of each class's samples. The loss is the mean over the batch of these
@@ -74,6 +76,7 @@ class OnlineHead:
         net: The network, in the order of its layers.
         layers: Its Linear layers, the first first.
         momentum: As given; may be changed between steps.
+        momentum_dtype: As given.
         weight_decay: As given; may be changed between steps.
         clip: As given; may be changed between steps.
 
@@ -88,6 +91,7 @@ class OnlineHead:
         rule: Rule | Mapping[str, Rule] | None = None,
         lr: float | Sequence[float],
         momentum: float = 0.0,
+        momentum_dtype: torch.dtype | None = None,
         weight_decay: float = 0.0,
         clip: float | None = None,
         class_weights: Tensor | Sequence[float] | None = None,
@@ -108,7 +112,10 @@ class OnlineHead:
         self._demand("momentum", momentum, 0 <= momentum < 1, "from 0 to below 1")
         self._demand("weight_decay", weight_decay, 0 <= weight_decay < math.inf, "0 or more")
         self._demand("clip", clip, clip is None or clip > 0, "a positive number or None")
+        kept = (None, self._weight.dtype, torch.bfloat16)
+        self._demand("momentum_dtype", momentum_dtype, momentum_dtype in kept, f"one of {kept}")
         self.momentum, self.weight_decay, self.clip = momentum, weight_decay, clip
+        self.momentum_dtype = momentum_dtype
         self.lr = lr
         self.class_weights = class_weights
         self._generator = torch.Generator(self._weight.device).manual_seed(seed)
@@ -285,8 +292,12 @@ class OnlineHead:
         if not self.momentum:
             return None
         if name not in self._velocity:
-            self._velocity[name] = torch.zeros_like(parameter)
+            self._velocity[name] = torch.zeros_like(parameter, dtype=self._velocity_dtype(parameter))
         return self._velocity[name]
+
+    def _velocity_dtype(self, parameter: Tensor) -> torch.dtype:
+        """Return the type of a parameter's momentum. Biases are few, and keep their own."""
+        return (self.momentum_dtype if parameter.ndim > 1 else None) or parameter.dtype
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
@@ -375,7 +386,7 @@ class OnlineHead:
         if state["generator"].shape == own["generator"].shape:
             self._generator.set_state(state["generator"].cpu())
         self._velocity = {
-            name.removeprefix("momentum."): state[name].detach().to(p, copy=True)
+            name.removeprefix("momentum."): state[name].detach().to(p.device, self._velocity_dtype(p), copy=True)
             for name, p in optional.items()
             if name in state
         }

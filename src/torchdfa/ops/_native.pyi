@@ -20,8 +20,8 @@ def seeded_at(*addresses_and_sizes: int) -> bool:
     """Multiply by generated signs, the key in place of the bits; False where memory ran out."""
 
 def update_at(
-    *addresses_sizes_and_rates: float,  # weight, velocity or 0, rows, columns, error, its stride, x, its stride, batch,
-    # lr, momentum, decay, threads
+    *addresses_sizes_and_rates: float,  # weight, velocity or 0, its bytes a number, rows, columns, error, its
+    # stride, x, its stride, batch, lr, momentum, decay, threads
 ) -> bool:
     """Take a step of SGD; False where memory ran out, and nothing was done."""
 

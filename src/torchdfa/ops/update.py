@@ -2,6 +2,9 @@
 
 On the CPU float32 weights are updated by the native library, each read once and written once. Elsewhere, in other types
 and without the library, torch does it block by block of rows: one stays in the cache from the product to the update.
+
+The velocity V may be in bfloat16, at half the memory. A step is added in float32, and rounded to even where V is
+stored. W takes it as it was before, so that rounding does not reach W but through the next step's μV.
 """
 
 from __future__ import annotations
@@ -41,7 +44,7 @@ def sgd_update(
 
     Args:
         weight: W, shape (O, I).
-        velocity: V, shape (O, I); None without momentum.
+        velocity: V, shape (O, I), in the weight's type or in bfloat16; None without momentum.
         error: Δ, at the layer's sums, shape (N, O).
         x: X, the layer's input, shape (N, I).
         lr: η.
@@ -49,7 +52,7 @@ def sgd_update(
         decay: λ.
 
     Raises:
-        ValueError: The shapes don't fit each other.
+        ValueError: The shapes don't fit each other, or the velocity has another type.
     """
     outputs, inputs = weight.shape
     if error.shape != (len(x), outputs) or x.shape != (len(error), inputs):
@@ -61,6 +64,8 @@ def sgd_update(
         raise ValueError(
             f"sgd_update: the velocity's shape is {tuple(velocity.shape)}, the weight's {tuple(weight.shape)}."
         )
+    if velocity is not None and velocity.dtype not in (weight.dtype, torch.bfloat16):
+        raise ValueError(f"sgd_update: a velocity of {velocity.dtype}, expected {weight.dtype} or torch.bfloat16.")
     with torch.no_grad():
         if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() == 0:
             if _native(weight, velocity, error, x, lr, momentum, decay):
@@ -78,9 +83,9 @@ def _native(
     batch, outputs, inputs = len(x), *weight.shape
     if library is None or batch == 0:
         return False
-    if not all(_plain(t) for t in (weight, error, x) if t is not None) or not weight.is_contiguous():
+    if not all(_plain(t) for t in (weight, error, x)) or not weight.is_contiguous():
         return False
-    if velocity is not None and not (_plain(velocity) and velocity.is_contiguous()):
+    if velocity is not None and not (_plain(velocity, torch.bfloat16) and velocity.is_contiguous()):
         return False
     try:
         at = [0 if t is None else t.data_ptr() for t in (weight, velocity, error, x)]
@@ -90,15 +95,18 @@ def _native(
         return False
     strides = error.stride(0), x.stride(0)
     if not library.update_at(
-        *(at[0], at[1], outputs, inputs, at[2], strides[0], at[3], strides[1], batch),
+        *(at[0], at[1], 0 if velocity is None else velocity.element_size()),
+        *(outputs, inputs, at[2], strides[0], at[3], strides[1], batch),
         *(lr, momentum, decay, torch.get_num_threads()),
     ):
         raise MemoryError(f"sgd_update of a weight {tuple(weight.shape)} by a batch of {batch}: out of memory.")
     return True
 
 
-def _plain(t: Tensor) -> bool:
-    return t.dtype is torch.float32 and t.is_cpu and not t.is_neg() and (t.shape[1] <= 1 or t.stride(1) == 1)
+def _plain(t: Tensor, other: torch.dtype = torch.float32) -> bool:
+    """Tell whether the library reads it: float32, or the other type, its numbers side by side in a row."""
+    of_type = t.dtype is torch.float32 or t.dtype is other
+    return of_type and t.is_cpu and not t.is_neg() and (t.shape[1] <= 1 or t.stride(1) == 1)
 
 
 def _blocks(
@@ -114,11 +122,14 @@ def _blocks(
         if velocity is None:
             w.addmm_(delta[part], x, beta=1 - lr * decay, alpha=-lr)
             continue
-        v = velocity[part]
+        kept = velocity[part]
+        v = kept.to(w.dtype)  # the same tensor where the types are
         v.addmm_(delta[part], x, beta=momentum)
         if decay:
             v.add_(w, alpha=decay)
         w.sub_(v, alpha=lr)
+        if v is not kept:
+            kept.copy_(v)
 
 
 def _cpu(

@@ -211,10 +211,11 @@ int torchdfa_seeded(const float *e, int64_t rows, int64_t stride, int64_t errors
     return run_product(job, threads);
 }
 
-int torchdfa_update(float *weight, float *velocity, int64_t rows, int64_t columns, const float *error,
-                    int64_t error_stride, const float *x, int64_t x_stride, int64_t batch, float lr, float momentum,
-                    float decay, int threads) {
-    const Update update = {weight, velocity, rows, columns, error, error_stride, x, x_stride, batch, lr, momentum, decay};
+int torchdfa_update(float *weight, void *velocity, int velocity_bytes, int64_t rows, int64_t columns,
+                    const float *error, int64_t error_stride, const float *x, int64_t x_stride, int64_t batch, float lr,
+                    float momentum, float decay, int threads) {
+    const Update update = {weight,   velocity, velocity_bytes, rows, columns,  error, error_stride,
+                           x,        x_stride, batch,          lr,   momentum, decay};
     if (rows <= 0 || columns <= 0) return 0;
     // Reading and writing a weight takes as long as some 32 products.
     threads = useful((double)rows * columns * (batch + 32), threads);

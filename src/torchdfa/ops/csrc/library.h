@@ -18,8 +18,9 @@ int torchdfa_packed(const float *e, int64_t rows, int64_t stride, int64_t errors
 int torchdfa_seeded(const float *e, int64_t rows, int64_t stride, int64_t errors, const int64_t *key,
                     const float *scale, float *out, int64_t columns, int threads);
 
-// A step of SGD on the gradient transpose(error) @ x; 0, or 1 where memory ran out. `velocity` may be null.
-int torchdfa_update(float *weight, float *velocity, int64_t rows, int64_t columns, const float *error,
-                    int64_t error_stride, const float *x, int64_t x_stride, int64_t batch, float lr, float momentum,
-                    float decay, int threads);
+// A step of SGD on the gradient transpose(error) @ x; 0, or 1 where memory ran out. `velocity` may be null; its numbers
+// are float32, or bfloat16 where `velocity_bytes` is 2.
+int torchdfa_update(float *weight, void *velocity, int velocity_bytes, int64_t rows, int64_t columns,
+                    const float *error, int64_t error_stride, const float *x, int64_t x_stride, int64_t batch, float lr,
+                    float momentum, float decay, int threads);
 }

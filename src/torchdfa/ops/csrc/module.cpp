@@ -206,8 +206,10 @@ PyObject *seeded_at(PyObject *, PyObject *const *arguments, Py_ssize_t count) {
 }
 
 PyObject *update_at(PyObject *, PyObject *const *arguments, Py_ssize_t count) {
-    Reader read(arguments, count, 13);
-    float *const weight = read, *const velocity = read;
+    Reader read(arguments, count, 14);
+    float *const weight = read;
+    uint8_t *const velocity = read;
+    const int velocity_bytes = (int)read.number();
     const int64_t rows = read.number(), columns = read.number();
     const float *const error = read;
     const int64_t error_stride = read.number();
@@ -217,8 +219,8 @@ PyObject *update_at(PyObject *, PyObject *const *arguments, Py_ssize_t count) {
     const int64_t threads = read.number();
     if (read.bad) return nullptr;
     const auto work = [&] {
-        return torchdfa_update(weight, velocity, rows, columns, error, error_stride, x, x_stride, batch, lr, momentum,
-                               decay, (int)threads);
+        return torchdfa_update(weight, velocity, velocity_bytes, rows, columns, error, error_stride, x, x_stride,
+                               batch, lr, momentum, decay, (int)threads);
     };
     return PyBool_FromLong(run((double)rows * columns * (batch + 32), work));
 }

@@ -4,12 +4,15 @@
 //     velocity = momentum * velocity[o, i] + g
 //     weight   = weight[o, i] - lr * velocity
 //
-// Without a velocity g takes its place. The gradient is never stored: its sums stay in registers.
+// Without a velocity g takes its place. The gradient is never stored: its sums stay in registers. A velocity in bfloat16
+// is rounded to even when it is stored; the weight takes the step of before.
 #pragma once
 #include <stdint.h>
 
 struct Update {
-    float *weight, *velocity;  // (rows, columns), contiguous; velocity may be null
+    float *weight;             // (rows, columns), contiguous
+    void *velocity;            // the same, of `velocity_bytes` each: 4 for float32, 2 for bfloat16; may be null
+    int velocity_bytes;
     int64_t rows, columns;
     const float *error;        // (batch, rows), `error_stride` floats from sample to sample
     int64_t error_stride;
