@@ -45,7 +45,7 @@ class Line:
 
 
 def candidates(errors: int, features: int, batch: int) -> dict[str, Callable[[], object]]:
-    """Return functions that multiply one error by one feedback: torch in float32 and bfloat16 if it can, the product."""
+    """Return functions that multiply one error by one feedback: torch, in bfloat16 too if it can, and the product."""
     key, scale = torch.tensor(bits.key_of(0, "bench")), torch.tensor(1.0)
     packed = bits.draw(key, errors, features).contiguous()
     dense = bits.unpack(packed, features, torch.float32)
