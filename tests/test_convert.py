@@ -766,11 +766,47 @@ def test_a_module_whose_input_is_no_tensor_is_refused_by_name(give, message):
         dfa.convert(Fed(give), {"block.*": rule}, example=torch.randn(2, 3))
 
 
+def test_a_hidden_layer_that_was_replaced_is_told():
+    x = torch.randn(4, 6)
+    for rule in (dfa.DFA(), dfa.FA()):
+        model = dfa.convert(mlp(6, 8, 8, 3), rule)
+        model(x).sum().backward()
+        model[2] = nn.Linear(8, 8)
+        with pytest.raises(RuntimeError, match=r"'2' was cut when the model was converted, and is no longer"):
+            model(x)
+        with torch.no_grad():
+            model(x)
+        with dfa.backprop(model):
+            model(x).sum().backward()
+        dfa.convert(dfa.revert(model), rule)(x).sum().backward()
+
+
+def test_a_layer_that_is_not_reached_or_has_an_adapter_is_not_taken_for_replaced():
+    class Adapted(nn.Module):
+        def __init__(self, base):
+            super().__init__()
+            self.base, self.change = base, nn.Linear(base.in_features, base.out_features)
+
+        def forward(self, x):
+            return self.base(x) + self.change(x)
+
+    x = torch.randn(4, 6)
+    model = dfa.convert(mlp(6, 8, 8, 3), dfa.DFA())
+    for parameter in model[0].parameters():
+        parameter.requires_grad_(False)
+    model(x).sum().backward()  # nothing to learn below the second layer: its input gets no error
+    model[2] = Adapted(model[2])
+    model(x).sum().backward()
+    assert model[2].change.weight.grad.abs().sum() > 0
+
+
 def test_a_head_that_was_replaced_is_told():
     x = torch.randn(3, 5)
     model = dfa.convert(mlp(), DFA)
     model[4] = nn.Linear(6, 4)
-    run(model, x)  # the error is taken of what the model returns, whatever makes it
+    # The error is taken of what the model returns, whatever makes it; but the new head's would come down its weights.
+    with pytest.raises(RuntimeError, match=r"'4' was cut when the model was converted, and is no longer"):
+        run(model, x)
     model = dfa.convert(NETS["dict"].build(), DFA, output="logits")
     model.net[4] = nn.Linear(model.net[4].in_features, 4)
     with pytest.raises(RuntimeError, match=r"'net.2' is cut, and the forward ended without the output"):

@@ -38,11 +38,13 @@ class Forward:
         recording: Whether one is under way whose cuts are to be served.
         cuts: The cut layers' names and feedbacks, their inputs and these inputs' versions. Empty between forwards.
         missed: Names of layers to be cut that ran without gradients, in a forward that has them.
+        served: How many inputs got their error's way when it ended.
     """
 
     recording: bool = False
     cuts: list[tuple[str, Feedback, Tensor, int]] = field(default_factory=list)
     missed: set[str] = field(default_factory=set)
+    served: int = 0
 
 
 @dataclass(eq=False)
@@ -51,12 +53,14 @@ class Scope:
 
     Attributes:
         part: The part of the module's output that the error is taken of; None for all of it.
+        names: Of the layers whose input is cut.
         node: The autograd node, or its reference twin.
         enabled: False within :func:`backprop`.
         forwards: The forward under way, by thread: one may train a model that others evaluate.
     """
 
     part: str | int | None = None
+    names: tuple[str, ...] = ()
     node: Node = broadcast
     enabled: bool = True
     forwards: dict[int, Forward] = field(default_factory=dict)
@@ -132,6 +136,8 @@ class _End(_Hook):
     def __call__(self, module: nn.Module, arguments: Any, output: Any) -> Any:
         scope, forward = self.scope, self.scope.forward
         forward.recording = False
+        if not torch.compiler.is_compiling():
+            forward.served = len(forward.cuts)
         if not forward.cuts:
             return None
         cuts, forward.cuts = forward.cuts, []
@@ -164,16 +170,36 @@ class _Over:
         if torch.compiler.is_compiling():
             return
         left: list[str] = []
-        for forward in (scope.forward for scope in self.scopes):
+        unserved: list[str] = []
+        for scope in self.scopes:
+            forward = scope.forward
             left += [name for name, *_ in forward.cuts]
-            forward.recording = False
+            if forward.served < len(scope.names) and scope.enabled:
+                unserved += scope.names
+            forward.recording, forward.served = False, 0
             forward.cuts.clear()
-        if left and sys.exc_info()[0] is None:
+        if sys.exc_info()[0] is not None:
+            return
+        if left:
             raise RuntimeError(
                 f"{left[0]!r} is cut, and the forward ended without the output at which its error is taken. Was a "
                 "module replaced after the model was converted? Then revert and convert it again; or go inside "
                 "torchdfa.backprop(model), or torch.no_grad()."
             )
+        # Layers that were not called, or below which nothing learns, are looked for in vain as well, and found cut.
+        if unserved and torch.is_grad_enabled() and (gone := _not_cut(module, unserved)):
+            raise RuntimeError(
+                f"{gone[0]!r} was cut when the model was converted, and is no longer: it was replaced, and would keep "
+                "back-propagation. Revert the model and convert it again; or go inside torchdfa.backprop(model), or "
+                "torch.no_grad()."
+            )
+
+
+def _not_cut(model: nn.Module, names: Sequence[str]) -> list[str]:
+    """Return those of the layers that are no longer in the model, under whatever name: an adapter may be around one."""
+    hooks = (hook for module in model.modules() for hook in module._forward_pre_hooks.values())
+    there = {hook.name for hook in hooks if isinstance(hook, _Cut)}
+    return [name for name in names if name not in there]
 
 
 def _serve(scope: Scope, output: Tensor, cuts: Sequence[tuple[str, Feedback, Tensor, int]]) -> Tensor:
@@ -292,8 +318,12 @@ def install(model: nn.Module, plans: Sequence[Plan]) -> list[Scope]:
                 f"{plan.name!r} has an attribute `feedback` of its own, the name under which convert keeps its "
                 "feedback."
             )
-    scopes: dict[Span, Scope] = {plan.span: Scope(plan.span.part) for plan in plans}
     unrolled = {plan.span for plan in plans if isinstance(plan.feedback, Feedbacks)}
+    cut: dict[Span, list[str]] = {plan.span: [] for plan in plans}
+    for plan in plans:
+        if plan.span not in unrolled:
+            cut[plan.span].append(plan.name)
+    scopes = {span: Scope(span.part, tuple(names)) for span, names in cut.items()}
     for span, scope in scopes.items():
         if span not in unrolled:
             modules[span.begin].register_forward_pre_hook(_Begin(scope), prepend=True)

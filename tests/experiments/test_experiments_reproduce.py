@@ -257,6 +257,17 @@ def test_every_experiment_has_a_page(name, pretend, tmp_path):
     assert all(path.stat().st_size > 1000 for path in paths[1:])
 
 
+def test_runs_by_training_set_size_take_over_those_of_the_table_and_the_recipe(pretend, tmp_path):
+    ran = pretend(lambda cell: bump(cell, 0.05))
+    rows = ("BP", "CBDFA (9)")
+    run("table1", tmp_path / "table1", rows=rows, epochs=2, seeds=1)
+    run("recipe1000", tmp_path / "recipe1000", rows=rows, epochs=2, seeds=1)
+    before = len(ran)
+    sizes = tuple(f"{row}, {size} images" for row in rows for size in ("1,000", "5,000"))
+    run("sizes", tmp_path / "sizes", rows=sizes, epochs=2, seeds=1, reuse=str(tmp_path))
+    assert len(ran) == before == 4 * 13
+
+
 def test_a_page_of_what_there_is_so_far(pretend, tmp_path):
     pretend(lambda cell: None if cell.method[:2] == "BP" else bump(cell, 0.05))
     run("sizes", tmp_path, rows=("BP, 1,000 images", "CBDFA (9), 5,000 images"), epochs=2, seeds=1)

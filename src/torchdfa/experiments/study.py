@@ -87,6 +87,8 @@ class Line:
         budget: Of its search.
         start: The second setting and the head's rate that its trials start from, where another study has found them.
         against: The line that it is compared with.
+        drawn_as: Name by which its further trials are drawn, where not its own: lines of one name get the same ones, so
+            that one experiment can take over another's runs.
     """
 
     name: str
@@ -94,6 +96,7 @@ class Line:
     budget: Budget
     start: Trial | None = None
     against: str | None = "BP"
+    drawn_as: str | None = None
 
     @property
     def tunes_feedback(self) -> bool:
@@ -221,7 +224,7 @@ def _more(line: Line, scores: Mapping[Trial, float]) -> Iterator[Trial]:
     grid = list(itertools.product((lr / 2, lr, 2 * lr), values, heads))
     # Those at the first value and rate are on the grid of the first trials.
     grid = [point for point in grid if point[1:] != (values[0], HEAD_LRS[0])]
-    for rate, second, head_lr in random.Random(line.name).sample(grid, line.budget.more):
+    for rate, second, head_lr in random.Random(line.drawn_as or line.name).sample(grid, line.budget.more):
         yield Trial(rate, None if second == values[0] else second, None if head_lr == HEAD_LRS[0] else head_lr)
 
 

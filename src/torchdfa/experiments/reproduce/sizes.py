@@ -23,6 +23,7 @@ def _lines(config: ReproduceConfig, data: str) -> list[Line]:
             train_size=size,
             more=5 if size <= 5000 else 0,
             against=f"BP, {size:,} images",
+            drawn_as=method,  # as in table1 and recipe1000, so that their runs serve
         )
         for size in SIZES
         for method in METHODS

@@ -32,6 +32,7 @@ def vgg_line(
     rates: tuple[float, ...] = LRS,
     more: int = 0,
     against: str | None = "BP",
+    drawn_as: str | None = None,
 ) -> Line:
     """Return a row: a method on VGG-16 at the scale of the experiment.
 
@@ -50,6 +51,7 @@ def vgg_line(
         rates: Learning rates to search.
         more: Further trials.
         against: The row to compare with.
+        drawn_as: Name by which its further trials are drawn, where not its own.
     """
     scale, name = SCALES[config.scale], name or method_name
     size = train_size or scale.train_size
@@ -70,7 +72,8 @@ def vgg_line(
     )
     held_out = _ALL // 10 if size is None else size // 5
     budget = Budget(lrs=rates, more=more, validation=held_out, seeds=config.seeds or scale.seeds)
-    line = Line(name=name, config=train, budget=budget, against=None if against == name else against)
+    against = None if against == name else against
+    line = Line(name=name, config=train, budget=budget, against=against, drawn_as=drawn_as)
     if size is not None and size <= _SMALL:
         return line
     return carried(line, config, source)
