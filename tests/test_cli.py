@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 
@@ -289,11 +290,22 @@ def test_null_is_a_setting_where_it_means_something(parsed, tmp_path):
     assert parsed("train", "--config", str(tmp_path / "run.json"))[0] == TrainConfig()
 
 
-@pytest.mark.parametrize("missing", ["jsonargparse", "sklearn.datasets"])
-def test_a_missing_package_says_what_to_install(call, monkeypatch, missing):
+@pytest.mark.parametrize(
+    ("command", "missing", "extra"),
+    [("train", "jsonargparse", "train"), ("train", "sklearn.datasets", "train"), ("hardware", "amaranth", "hardware")],
+)
+def test_a_missing_package_says_what_to_install(call, monkeypatch, command, missing, extra):
+    for name in [name for name in sys.modules if name.startswith("torchdfa.hardware")]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)
-    status, _, err = call("train")
-    assert status == 2 and missing in err and re.search(r"pip install ['\"]torchdfa\[train\]['\"]", err)
+    status, _, err = call(command)
+    assert status == 2 and missing in err and re.search(rf"pip install ['\"]torchdfa\[{extra}\]['\"]", err)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_said(call, tmp_path):
+    status, _, err = call("train", "--accelerator", "cuda", "--out", str(tmp_path / "run"))
+    assert status == 2 and "accelerator='cuda' can't be used here" in err and "Traceback" not in err
 
 
 def test_a_broken_torchdfa_is_not_called_a_missing_package(monkeypatch):
