@@ -17,6 +17,8 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
+from torchdfa.data import TEXTS as CORPORA
+
 ROOT = Path(__file__).parent.parent
 TEXTS = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "LICENSE", "CITATION.cff")
 FOLDERS = ("records", "examples", "benchmarks", "notebooks", "docs")
@@ -28,6 +30,8 @@ METRICS = {
     "val_top1": "held-out top-1, %",
     "test_top5": "test top-5, %",
     "train_top1": "training top-1, %",
+    "test_loss": "test loss",
+    "val_loss": "held-out loss",
     "train_loss": "training loss",
     "trunk_angle": "trunk: angle to the true gradient, degrees",
     "trunk_ratio": "trunk: length over the true gradient's",
@@ -114,8 +118,8 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
 def records(folder: Path) -> list[dict[str, Any]]:
     """Return what the explorer shows: every record whose results.csv has a row a run and epoch.
 
-    A record has its name, data set, and lines; a line has its method, settings, and for each seed the metrics' values
-    by epoch, null where there is none. Data of a seed that diverged end where it did.
+    A record has its name, data set, what that is counted in, and lines; a line has its method, settings, and for each
+    seed the metrics' values by epoch, null where there is none. Data of a seed that diverged end where it did.
     """
     found = []
     for path in sorted(folder.glob("*/results.csv"), reverse=True):
@@ -141,6 +145,7 @@ def records(folder: Path) -> list[dict[str, Any]]:
                     "experiment": rows[0]["experiment"],
                     "dataset": dataset[0],
                     "train_size": int(dataset[1]),
+                    "unit": "tokens" if dataset[0] in CORPORA else "images",
                     "metrics": metrics,
                     "lines": list(lines.values()),
                 }

@@ -327,7 +327,7 @@ def report(out: Path, curves: dict[Run, Curve], data: dict[str, Tensor], options
         "turns; the trunk's forward comes on top.",
         "",
     ]
-    (out / "summary.md").write_text("\n".join(lines))
+    (out / "summary.md").write_text("\n".join(lines), encoding="utf-8")
 
 
 def plot(file: Path, finals: dict[tuple[str, str], list[Curve]]) -> None:
@@ -375,7 +375,7 @@ def main() -> None:
     report(
         options.out, {run: c for run, c in curves.items() if run.features == name.removesuffix(".pt")}, data, options
     )
-    print((options.out / "summary.md").read_text())
+    print((options.out / "summary.md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 
@@ -294,6 +295,18 @@ def test_a_missing_package_says_what_to_install(call, monkeypatch, missing):
     monkeypatch.setitem(sys.modules, missing, None)
     status, _, err = call("train")
     assert status == 2 and missing in err and re.search(r"pip install ['\"]torchdfa\[train\]['\"]", err)
+
+
+def test_a_missing_package_of_the_accelerator_is_of_its_extra():
+    code = "import sys; sys.modules['amaranth'] = None; from torchdfa.cli import main; sys.exit(main(['hardware']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2 and "pip install 'torchdfa[hardware]'" in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_said(call, tmp_path):
+    status, _, err = call("train", "--accelerator", "cuda", "--out", str(tmp_path / "run"))
+    assert status == 2 and "accelerator='cuda' can't be used here" in err and "Traceback" not in err
 
 
 def test_a_broken_torchdfa_is_not_called_a_missing_package(monkeypatch):

@@ -1,6 +1,8 @@
 """What must agree before a release: the version, the licences' page, the citation."""
 
 import re
+import subprocess
+import sys
 from importlib.resources import files
 from pathlib import Path
 
@@ -29,6 +31,14 @@ def test_types_are_shipped():
     assert files("torchdfa").joinpath("py.typed").is_file()
 
 
+def test_tables_that_are_shipped_are_read_as_they_are_written():
+    """In UTF-8 also where the system's own encoding is another, as on Windows."""
+    code = "from torchdfa.hardware.cacti import sram_picojoules\nfrom torchdfa.hardware.chip import chips, load_chip\n"
+    code += "sram_picojoules(64, 65)\nfor name in chips(): load_chip(name)"
+    strict = [f"-Werror::EncodingWarning:torchdfa.hardware.{module}" for module in ("cacti", "chip")]
+    subprocess.run([sys.executable, "-X", "warn_default_encoding", *strict, "-c", code], check=True, timeout=120)
+
+
 @pytest.fixture(scope="module")
 def licences(script):
     return script("licences")
@@ -46,6 +56,11 @@ def test_workflows_and_templates_can_be_read():
     assert len(found) >= 7
     for path in found:
         assert yaml.safe_load(path.read_text()), path
-    tests = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text())
-    pythons = tests["jobs"]["test"]["strategy"]["matrix"]["python"]
-    assert pythons == ["3.10", "3.11", "3.12", "3.13", "3.14"]
+
+
+def test_every_python_is_tested_with_the_torch_that_was_asked_for():
+    job = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text())["jobs"]["test"]
+    assert job["strategy"]["matrix"]["python"] == ["3.10", "3.11", "3.12", "3.13", "3.14"]
+    # A second installation would bring the torch that the newest torchvision wants.
+    (installation,) = [step["run"] for step in job["steps"] if "pip install" in step.get("run", "")]
+    assert "'torch==${{ matrix.torch }}'" in installation and "[test]" in installation

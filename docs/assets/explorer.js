@@ -205,7 +205,7 @@
     const present = record().metrics;
     if (!present.includes(state.metric)) state.metric = present.find((m) => has(m)) || present[0];
     const choices = element("div", { class: "explorer__choices" },
-      select("data set and record", records.map((r, i) => [i, `${r.dataset}, ${r.train_size.toLocaleString("en")} images: ${r.name}`]), state.record, (v) => {
+      select("data set and record", records.map((r, i) => [i, `${r.dataset}, ${r.train_size.toLocaleString("en")} ${r.unit}: ${r.name}`]), state.record, (v) => {
         Object.assign(state, { record: Number(v), metric: "", off: new Set() });
       }),
       select("metric", present.map((m) => [m, metrics[m]]), state.metric, (v) => { state.metric = v; }),
@@ -237,8 +237,10 @@
   function restore() {
     const view = new URLSearchParams(location.hash.slice(1));
     const found = records.findIndex((r) => r.name === view.get("record") && r.dataset === view.get("data"));
-    const finished = records.findIndex((r) => r.lines.some((line) => line.phase === "final"));
-    state.record = Math.max(0, found >= 0 ? found : finished);
+    // The first to look at has curves: some are scored at the end alone.
+    const curved = (line) => line.phase === "final" && Object.values(line.seeds).some((s) => (s.test_top1 || []).filter((v) => v !== null).length > 1);
+    const first = records.findIndex((r) => r.lines.some(curved));
+    state.record = Math.max(0, found >= 0 ? found : first);
     if (view.get("metric") in metrics) state.metric = view.get("metric");
     if (view.get("x") in AXES) state.x = view.get("x");
     if (["best", "all"].includes(view.get("runs"))) state.runs = view.get("runs");

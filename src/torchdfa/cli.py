@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _TRAIN = "Train one network by one rule."
 _COMPARE = (
     "Train the same network by several methods, each at the best of a few learning rates, and write a table, curves "
-    "and a CSV. Without options: handwritten digits, five methods, three seeds, in about a minute."
+    "and a CSV. Without options: handwritten digits, five methods, three seeds, in a minute or two."
 )
 _PRINT = "Print the configuration, as --config reads it, and exit."
 _REPRODUCE = (
@@ -51,9 +51,8 @@ _EPILOG = """examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    extra = "hardware" if given[:1] == ["hardware"] else "train"
     try:
-        if extra == "hardware":
+        if given[:1] == ["hardware"]:
             from torchdfa.hardware.commands import main as hardware
 
             return hardware([_underscored(a) for a in given[1:]])
@@ -61,7 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("torchdfa"):
             raise
-        extra = "track" if error.name in ("cv2", "av") else "train"
+        if given[:1] == ["hardware"]:
+            extra = "hardware"
+        else:
+            extra = "track" if error.name in ("cv2", "av") else "train"
         return _fail(
             f"the package {error.name} is missing. Install what the command line needs: pip install 'torchdfa[{extra}]'"
         )

@@ -215,6 +215,9 @@ def test_the_explorer_draws_what_is_chosen(browser, address, view):
     page = opened(browser, view, faults)
     page.goto(address + "explorer/")
     record = page.locator("select[name='data set and record']")
+    assert "L" in page.locator(".explorer__plot path[fill=none]").first.get_attribute("d")  # a curve, not a point
+    sizes = record.locator("option").all_inner_texts()
+    assert all(("tokens" in t) == ("wikitext" in t or "shakespeare" in t) for t in sizes)
     record.select_option(label=next(t for t in record.locator("option").all_inner_texts() if "compare" in t))
     methods = page.locator(".explorer__methods input").count()
     curves = page.locator(".explorer__plot path[fill=none]")

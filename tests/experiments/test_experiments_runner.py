@@ -28,6 +28,7 @@ BASE = TrainConfig(
 )
 CRASH = {"model": MLP(hidden=(-1,))}
 DIVERGE = {"lr": 1e30, "schedule": "constant"}
+KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows ends a process by any signal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ class Deadly(Logged):
 
     def build(self, shape, classes):
         super().build(shape, classes)
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), KILL)
 
 
 def cell(phase="final", name="BP", **settings):
@@ -414,7 +415,7 @@ def test_a_killed_worker_is_replaced(workers, tmp_path, monkeypatch):
             wait_until(lambda: all(len(pids()) == 2 for pids in built))
             wait_until(lambda: all(steps_done(c, tmp_path) for c in cells))
             killed.append(built[0]()[-1])
-            os.kill(killed[0], signal.SIGKILL)
+            os.kill(killed[0], KILL)
         return wait(running, **options)
 
     monkeypatch.setattr(module, "wait", kill_once)

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import resource
 import signal
 import subprocess
 import time
@@ -94,6 +93,7 @@ def test_a_full_disk_on_the_command_line(tmp_path, capsys):
 
 def test_a_limit_on_the_size_of_files(run, whole, tmp_path):
     """As a full disk, where mounting is not allowed: no file may have more than 20 kB."""
+    import resource  # Windows has none
 
     def limited():
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))

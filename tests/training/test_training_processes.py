@@ -81,13 +81,14 @@ def test_a_killed_run_goes_on_bit_for_bit(start, uninterrupted, tmp_path):
     process = start("train", *LONG, "--checkpoint-steps", "3", "--out", str(out))
     wait_for(process, out, PER_EPOCH + 20)
     process.kill()
-    assert process.wait() == -signal.SIGKILL
+    assert process.wait() != 0
     assert PER_EPOCH < steps_done(out) < 2 * PER_EPOCH and not (out / "model.safetensors").exists()
     assert main(["train", "--resume", str(out), "--tensorboard", "false"]) == 0
     assert (out / "model.safetensors").read_bytes() == uninterrupted.read_bytes()
     assert len((out / "metrics.csv").read_text().splitlines()) == 1 + 2
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to a process")
 def test_an_interrupted_run_says_how_to_go_on(start, uninterrupted, tmp_path, capsys):
     out = tmp_path / "run"
     process = start("train", *LONG, "--checkpoint-steps", "7", "--out", "run")

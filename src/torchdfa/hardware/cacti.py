@@ -33,7 +33,7 @@ def sram_picojoules(kibibytes: float, nanometres: int) -> float:
     Raises:
         ValueError: There are no figures for the process or the size.
     """
-    text = resources.files("torchdfa.hardware").joinpath("memories.csv").read_text()
+    text = resources.files("torchdfa.hardware").joinpath("memories.csv").read_text(encoding="utf-8")
     rows = [r for r in csv.DictReader(line for line in text.splitlines() if line[0] != "#")]
     found = {
         float(r["kib"]): (float(r["read_pj"]) + float(r["write_pj"])) / 2 for r in rows if int(r["nm"]) == nanometres
@@ -80,7 +80,7 @@ def run_cacti(kibibytes: int, nanometres: int) -> tuple[float, float, float]:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode or not Path(f"{config}.out").is_file():
             raise CactiError(f"CACTI failed on {kibibytes} KiB at {nanometres} nm: {done.stdout[-300:]}")
-        with Path(f"{config}.out").open() as file:
+        with Path(f"{config}.out").open(encoding="utf-8") as file:
             names, values_ = ([cell.strip() for cell in row] for row in list(csv.reader(file))[:2])
         row = dict(zip(names, values_, strict=False))
     nano = 1000.0

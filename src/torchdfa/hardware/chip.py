@@ -197,9 +197,9 @@ def _demand_sound(chip: Chip) -> None:
 def _read(name: str | Path) -> dict[str, Any]:
     own = resources.files("torchdfa.hardware").joinpath("chips").joinpath(f"{name}.yaml")
     if str(name) in chips():
-        text = own.read_text()
+        text = own.read_text(encoding="utf-8")
     elif Path(name).is_file():
-        text = Path(name).read_text(errors="replace")
+        text = Path(name).read_text(encoding="utf-8", errors="replace")
     else:
         raise ValueError(f"no chip {str(name)!r}: give a YAML file, or one of {', '.join(chips())}.")
     try:

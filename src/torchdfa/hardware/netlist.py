@@ -61,7 +61,8 @@ class Process:
         if path is None:
             return Process(GENERIC, "generic gates, counted in transistors", 0, (0.0, 0.0), 0.0)
         library = read_liberty(path)
-        known = yaml.safe_load(resources.files("torchdfa.hardware").joinpath("libraries.yaml").read_text())
+        table = resources.files("torchdfa.hardware").joinpath("libraries.yaml")
+        known = yaml.safe_load(table.read_text(encoding="utf-8"))
         entry = next(e for e in known if fnmatchcase(library.name.lower(), e["match"].lower()))
         fixed, each = (f * 1e-15 * wires for f in entry["wire"])
         return Process(
@@ -183,7 +184,7 @@ class Netlist:
 
     def __init__(self, path: Path, process: Process):
         self.process = process
-        module = next(m for m in json.loads(path.read_text())["modules"].values() if m["ports"])
+        module = next(m for m in json.loads(path.read_text(encoding="utf-8"))["modules"].values() if m["ports"])
         self.ports = {name: (p["direction"], list(p["bits"])) for name, p in module["ports"].items()}
         numbers = [n for _, bits in self.ports.values() for n in bits if isinstance(n, int)]
         numbers += [

@@ -302,7 +302,7 @@ class Bench:
             stored["head"] = f"one that has not seen the video, of the heads {self._heads}"
         text = json.dumps(stored, indent=1, sort_keys=True)
         if path.is_file():
-            if path.read_text() != text:
+            if path.read_text(encoding="utf-8") != text:
                 raise DataError(f"{folder} holds results of other settings, see {path.name} there; give another --out.")
         else:
             write_text(path, text)

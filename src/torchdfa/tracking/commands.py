@@ -143,7 +143,7 @@ def _bench(config: BenchConfig, options: dict[str, Any]) -> int:
             print(f"\ntorchdfa: stopped. Run the same command to go on; what is done is in {out}.", file=sys.stderr)
             raise
     page = write_report(bench)
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     print(text[text.index("| method") : text.index("\n\n", text.index("| method"))])
     print(f"written to {out}: {page.name}, plots.png, frames.png, results.csv")
     return 0

@@ -204,7 +204,7 @@ def _free_paths(out: Path, name: str, overwrite: bool, video: Path | None) -> li
 def _files(paths: list[Path], source: Source, video: bool) -> Iterator[_Files]:
     paths[0].parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        boxes, scores, times = (stack.enter_context(open(p, "w")) for p in paths[:3])
+        boxes, scores, times = (stack.enter_context(open(p, "w", encoding="utf-8")) for p in paths[:3])
         paths[3].unlink(missing_ok=True)
         writer = VideoWriter(paths[3], source.rate) if video else None
         if writer is not None:

@@ -107,7 +107,7 @@ def read_boxes(path: Path) -> NDArray[np.float64]:
         DataError: The file can't be read, or a line is no box.
     """
     try:
-        lines = path.read_text().split("\n")
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error}).") from error
     boxes = []
@@ -164,6 +164,6 @@ def _attributes(folder: Path) -> tuple[str, ...]:
     for file in ("attrs.txt", "attributes.txt"):
         path = folder / file
         if path.is_file():
-            found = set(re.split(r"[,\s]+", path.read_text(errors="replace").strip().upper()))
+            found = set(re.split(r"[,\s]+", path.read_text(encoding="utf-8", errors="replace").strip().upper()))
             return tuple(a for a in ATTRIBUTES if a in found)
     return ()

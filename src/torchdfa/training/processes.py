@@ -41,7 +41,11 @@ def is_first() -> bool:
 
 
 def make_fabric(accelerator: str, devices: int | str, precision: Any, strategy: Strategy) -> Fabric:
-    """Return Fabric for this process; under torchrun for all that torchrun has started, on all machines."""
+    """Return Fabric for this process; under torchrun for all that torchrun has started, on all machines.
+
+    Raises:
+        ValueError: The accelerator is not one of this machine's.
+    """
     from lightning_fabric import Fabric
     from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 
@@ -56,7 +60,10 @@ def make_fabric(accelerator: str, devices: int | str, precision: Any, strategy: 
     elif strategy == "fsdp":
         size = int(devices) * nodes
         chosen = ModelParallelStrategy(_sharded, data_parallel_size=size, tensor_parallel_size=1)
-    return Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes, precision=precision, strategy=chosen)
+    try:
+        return Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes, precision=precision, strategy=chosen)
+    except RuntimeError as error:
+        raise ValueError(f"accelerator={accelerator!r} can't be used here; give 'cpu', or 'auto': {error}") from error
 
 
 def _sharded(network: nn.Module, mesh: Any) -> nn.Module:
