@@ -183,6 +183,13 @@ def test_config_json_is_a_config(parsed, tmp_path, config):
     assert parsed("train", "--config=config.json", "--seed", "7")[0] == dataclasses.replace(config, seed=7)
 
 
+def test_a_misspelt_rule_or_network_is_told_what_there_is(call):
+    for option, wrong, right in [("--rule", "NoSuch", "BDFA, BP, CBDFA"), ("--model", "VGG", "GPT, MLP, NoklandConv")]:
+        code, _, error = call("train", option, wrong)
+        assert code == 2
+        assert f"{option} {wrong}: expected one of {right}" in error
+
+
 def test_yaml_with_a_rule_a_pattern(call, tmp_path):
     (tmp_path / "run.yaml").write_text(
         "model:\n  class_path: SmallConv\n  init_args: {channels: [4], head: [8]}\n"

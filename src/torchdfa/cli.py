@@ -153,6 +153,11 @@ def _run(arguments: list[str]) -> int:
         arguments = ["train", *_with_stored_config(arguments[1:])]
     for path in _option(arguments, "--config"):
         _demand_known_classes(Path(path), arguments[0])
+    public = {name: getattr(torchdfa, name) for name in torchdfa.__all__ if name != "Rule"}
+    rules = [name for name, value in public.items() if isinstance(value, type) and issubclass(value, Rule)]
+    models = [kind.__name__ for base in (Network, LanguageModel) for kind in base.__subclasses__()]
+    for option, names in {"--rule": rules, "--model": models}.items():
+        _demand_known(arguments, option, names)
     # What is not given is left to the data classes: with defaults, a network that is given by name would take over
     # the default network's settings of the same names.
     parsed = parser.parse_args(arguments, defaults=False)
@@ -283,6 +288,14 @@ def _option(arguments: list[str], option: str) -> list[str]:
         if name == option:
             found.append(value if equals else following)
     return found
+
+
+def _demand_known(arguments: list[str], option: str, names: Sequence[str]) -> None:
+    """Refuse a plain word that is none of the names: the parser's own message lists none of them."""
+    for value in _option(arguments, option):
+        if value.isidentifier() and value not in names:
+            text = f"{option} {value}: expected one of {', '.join(sorted(names))}; or package.module.Class of your own."
+            raise SystemExit(_fail(text, arguments[0]))
 
 
 def _demand_known_classes(path: Path, command: str) -> None:
