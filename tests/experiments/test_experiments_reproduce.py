@@ -60,10 +60,14 @@ def pretend(monkeypatch):
             if value is None:
                 return rows_of(cell, [], "the loss is nan", size)
             part = "val" if cell.phase == "search" else "test"
-            epochs = cell.config.epochs
+            epochs, every = cell.config.epochs, cell.config.score_every
             # Of a text, what stands for an accuracy of 60 % is a loss of 1.
             scores = [
-                {f"{part}_loss": 60 / value} if cell.config.data in TEXTS else {f"{part}_top1": value * i / epochs}
+                {f"{part}_loss": 60 / value}
+                if cell.config.data in TEXTS
+                else {f"{part}_top1": value * i / epochs}
+                if part == "val" or i % every == 0
+                else {}
                 for i in range(1, epochs + 1)
             ]
             return rows_of(cell, [epoch(i, **s) for i, s in enumerate(scores, 1)], "", size)
@@ -266,6 +270,19 @@ def test_runs_by_training_set_size_take_over_those_of_the_table_and_the_recipe(p
     sizes = tuple(f"{row}, {size} images" for row in rows for size in ("1,000", "5,000"))
     run("sizes", tmp_path / "sizes", rows=sizes, epochs=2, seeds=1, reuse=str(tmp_path))
     assert len(ran) == before == 4 * 13
+
+
+def test_few_images_are_scored_after_the_last_epoch_alone(pretend, tmp_path):
+    ran = pretend(lambda cell: bump(cell, 0.05))
+    run("sizes", tmp_path, rows=("BP, 1,000 images", "BP, 5,000 images"), seeds=2)
+    every = {(c.method, c.phase): c.config.score_every for c in ran}
+    assert every.pop(("BP, 1,000 images", "final")) == 20
+    assert set(every.values()) == {1}
+    assert "Epochs to match" in write_page(EXPERIMENTS["sizes"], tmp_path)[0].read_text()
+
+    run("recipe1000", tmp_path / "1000", rows=("BP", "CBDFA (9)"), seeds=2)
+    text = write_page(EXPERIMENTS["recipe1000"], tmp_path / "1000")[0].read_text()
+    assert "epochs to match" not in text.lower() and "| CBDFA (9) | 60.05 ± 0.07 |" in text
 
 
 def test_a_page_of_what_there_is_so_far(pretend, tmp_path):

@@ -89,6 +89,7 @@ class Line:
         against: The line that it is compared with.
         drawn_as: Name by which its further trials are drawn, where not its own: lines of one name get the same ones, so
             that one experiment can take over another's runs.
+        scored_once: Whether last runs are scored on the test images after their last epoch alone, not after each.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Line:
     start: Trial | None = None
     against: str | None = "BP"
     drawn_as: str | None = None
+    scored_once: bool = False
 
     @property
     def tunes_feedback(self) -> bool:
@@ -115,6 +117,8 @@ class Line:
         if validation:
             changes["alignment"] = 0  # a search asks for nothing but the score
             changes["epochs"] = self.budget.trial_epochs or config.epochs
+        elif self.scored_once:
+            changes["score_every"] = config.epochs
         changes["rule"] = seeded(config.rule, seed)
         if second is not None and self.tunes_feedback:
             changes["rule"] = _scaled(changes["rule"], second)

@@ -159,7 +159,7 @@ def write_page(experiment: Experiment, folder: Path) -> list[Path]:
         "",
         *table(_headings(measure), [_cells(s, found, paper) for s in found]),
         "",
-        _legend(experiment, measure) + _about_paper(paper, first),
+        _legend(experiment, measure, found) + _about_paper(paper, first),
         "",
         *(about_aim(found) if experiment.costs else []),
     ]
@@ -214,7 +214,7 @@ def _headings(measure: Measure) -> tuple[str, ...]:
     return (*names, "trunk", "multiply-adds", "seeds", "paper")
 
 
-def _legend(experiment: Experiment, measure: Measure) -> str:
+def _legend(experiment: Experiment, measure: Measure, found: Sequence[Standing]) -> str:
     if measure.falls:
         text = (
             "Perplexity: on the test text after the last epoch, mean ± standard deviation over the seeds. Bits: its "
@@ -231,7 +231,7 @@ def _legend(experiment: Experiment, measure: Measure) -> str:
         text += "paired t-test of the logarithms."
     else:
         text += "mean over the seeds, paired, to the row that is named, with p of a paired t-test."
-    if not experiment.costs:
+    if not experiment.costs and not all(s.line.scored_once for s in found):
         text += " Epochs to match: the first epoch at which the mean accuracy reaches that row's last."
     trunk = "gradient of all below the last layer" if measure.falls else "convolutions' gradient"
     text += f" Trunk: angle between the {trunk} and the true one, and the ratio of their lengths, mean over the run."
@@ -286,8 +286,8 @@ def _against(s: Standing, other: Standing | None) -> tuple[str, str]:
 
 
 def _epochs_to(s: Standing, other: Standing | None) -> str:
-    if other is None or not other.whole or not s.whole or s.line.config.score_every > 1:
-        return ""
+    if other is None or not other.whole or not s.whole or any(map(math.isnan, s.curve)):
+        return ""  # scored after the last epoch alone
     goal = other.curve[-1]
     there = (value <= goal if s.measure.falls else value >= goal for value in s.curve)
     return next((str(i) for i, reached in enumerate(there, 1) if reached), "–")

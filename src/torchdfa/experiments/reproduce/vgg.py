@@ -12,6 +12,8 @@ from torchdfa.training import TrainConfig
 LRS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 # Up to this many training images a search is cheap enough to be done anew, whatever a smaller run has found.
 _SMALL = 5000
+# Up to this many, scoring 10,000 test images takes several times as long as an epoch.
+_FEW = 1000
 # All training images of the CIFAR sets and of the stand-in: then no subset is drawn.
 _ALL = 50000
 
@@ -73,7 +75,8 @@ def vgg_line(
     held_out = _ALL // 10 if size is None else size // 5
     budget = Budget(lrs=rates, more=more, validation=held_out, seeds=config.seeds or scale.seeds)
     against = None if against == name else against
-    line = Line(name=name, config=train, budget=budget, against=against, drawn_as=drawn_as)
+    few = size is not None and size <= _FEW
+    line = Line(name=name, config=train, budget=budget, against=against, drawn_as=drawn_as, scored_once=few)
     if size is not None and size <= _SMALL:
         return line
     return carried(line, config, source)
