@@ -1,6 +1,8 @@
 import csv
 import math
+import runpy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -282,6 +284,40 @@ def test_few_images_are_scored_after_the_last_epoch_alone(pretend, tmp_path):
     run("recipe1000", tmp_path / "1000", rows=("BP", "CBDFA (9)"), seeds=2)
     text = write_page(EXPERIMENTS["recipe1000"], tmp_path / "1000")[0].read_text()
     assert "epochs to match" not in text.lower() and "| CBDFA (9) | 60.05 ± 0.07 |" in text
+
+
+def test_finalists_of_a_search_that_chose_the_second_best(pretend, tmp_path, monkeypatch, capsys):
+    def accuracy(cell):
+        plain = cell.config.head_lr == 1 and cell.config.weight_decay == 5e-4
+        if cell.phase == "search":
+            return bump(cell, 0.05) + plain
+        return 40 + cell.config.seed + 10 * (cell.config.lr == 0.1 and plain)
+
+    ran = pretend(accuracy)
+    run("recipe1000", tmp_path, rows=("BP", "CBDFA (9)"), seeds=2)
+    before = len(ran)
+    monkeypatch.setattr("torchdfa.experiments.runner.run_cells", study.run_cells)
+    example = str(Path(__file__).parents[2] / "examples" / "finalists.py")
+
+    def printed(*options):
+        arguments = [example, "recipe1000", str(tmp_path), "--out", str(tmp_path / "out"), *options]
+        monkeypatch.setattr("sys.argv", arguments)
+        runpy.run_path(example, run_name="__main__")
+        lines = capsys.readouterr().out.splitlines()
+        return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| BP")]
+
+    assert printed("--rows", "BP", "--best", "1") == [
+        ["BP", "0.05", "0.0005", "1", "61.00", "40.50 ± 0.71", "chosen"],
+        ["BP", "40.50", "40.50", "40.50"],
+    ]
+    assert len(ran) == before  # the last runs of the trial that was chosen are there
+    *trials, summary = printed("--rows", "BP", "--best", "20")
+    assert len(trials) == 12 and len(ran) == before + 11 * 2
+    assert ["BP", "0.1", "0.0005", "1", "57.99", "50.50 ± 0.71", ""] in trials
+    assert trials[0][-1] == "chosen" and summary == ["BP", "40.50", "41.33 ± 2.89", "50.50"]
+    assert len(printed("--rows", "BP", "--best", "20")) == 13 and len(ran) == before + 11 * 2
+    with pytest.raises(SystemExit, match=r"no last runs of \['CDFA \(7\)'\], but those of 'BP', 'CBDFA \(9\)'"):
+        printed("--rows", "CDFA (7)")
 
 
 def test_a_page_of_what_there_is_so_far(pretend, tmp_path):

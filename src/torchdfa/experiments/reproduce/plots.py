@@ -176,8 +176,11 @@ def by_size(folder: Path, found: Sequence[Standing], paper: Reported) -> Any:
     left.set(xscale="log", xlabel="training images", ylabel="test top-1 (%)", title=_title(found[:1], size=False))
     right.set(xscale="log", xlabel="training images", ylabel="points above back-propagation")
     right.axhline(0, color="#000000", lw=0.8)
+    shown = sorted({s.whole[0][0].train_size for rows in methods.values() for s in rows})
     for axes in (left, right):
         clear(axes)
+        axes.set_xticks(shown, [f"{size:,}" for size in shown])
+        axes.minorticks_off()
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, fontsize=8)
     return figure
