@@ -50,7 +50,8 @@ struct Stored {
         return v;
     }
     INLINE void prefetch(int64_t k, int rows, int64_t byte) const {
-        for (int i = 0; i < rows; i++) __builtin_prefetch(bits + (k + i) * row_bytes + byte, 0, 3);
+        // To the second level: rows that are a power of two of bytes apart would push one another out of the first.
+        for (int i = 0; i < rows; i++) __builtin_prefetch(bits + (k + i) * row_bytes + byte, 0, 2);
     }
 };
 
@@ -95,11 +96,21 @@ INLINE void transpose8(Quads *v) {
     UNROLL for (int i = 0; i < 8; i += 2) exchange(v[i], v[i + 1], 1, 0x5555555555555555ull);
 }
 
+// The rows of bits, and the byte of each, that the panel after this one is made of.
+struct Ahead {
+    int64_t k;
+    int rows;
+    int64_t byte;
+};
+
 // Index words of up to CHUNK rows from k and up to PANEL columns from n: panel[tile][block][column].
 template <class Source>
-INLINE void fill_panel(const Source &source, int64_t k, int rows, int64_t n, int columns,
-                                                      uint32_t *panel) {
+INLINE void fill_panel(const Source &source, int64_t k, int rows, int64_t n, int columns, Ahead ahead,
+                       uint32_t *panel) {
     for (int b = 0; b * BLOCK < rows; b++) {
+        // A block at a time: so many misses at once would wait for one another.
+        const int more = ahead.rows - b * BLOCK;
+        if (more > 0) source.prefetch(ahead.k + b * BLOCK, more < BLOCK ? more : (int)BLOCK, ahead.byte);
         for (int pass = 0; pass < columns; pass += 8 * WIDTH) {
             const int64_t byte = (n + pass) / 8, first = k + b * BLOCK;
             const int left = rows - b * BLOCK;
@@ -186,12 +197,9 @@ INLINE void sum_span(const Source &source, const Job &job, int64_t m0, int64_t r
         for (int64_t n = begin; n < end; n += PANEL) {
             const int columns = (int)(end - n < PANEL ? end - n : PANEL);
             float *const to_panel = out + (n - begin);
-            fill_panel(source, k, depth, n, columns, panel);
-            if (n + PANEL < end) {
-                source.prefetch(k, depth, (n + PANEL) / 8);
-            } else if (after > 0) {
-                source.prefetch(k + depth, after < CHUNK ? (int)after : (int)CHUNK, begin / 8);
-            }
+            const Ahead beside = {k, depth, (n + PANEL) / 8};
+            const Ahead below = {k + depth, (int)(after < CHUNK ? after : CHUNK), begin / 8};
+            fill_panel(source, k, depth, n, columns, n + PANEL < end ? beside : below, panel);
             int64_t m = 0;
             for (; m + ROWS <= rows; m += ROWS) {
                 rows_of_panel<ROWS>(panel, groups, tables + m * TABLES, to_panel + m * ld, ld, columns, first);
