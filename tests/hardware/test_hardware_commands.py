@@ -199,6 +199,34 @@ def test_what_is_finished_is_kept(tmp_path, capsys, monkeypatch):
     assert "Move it away" in capsys.readouterr().err
 
 
+def test_a_report_runs_again_what_was_interrupted(tmp_path, capsys, monkeypatch):
+    from torchdfa.hardware import accuracy
+
+    def heads(interrupted):
+        def run(config, data):
+            yield Trained("digits", "BP", "16 bits", config.settings, 0, 90.0, 91.0, 1.0)
+            if interrupted:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(accuracy, "train_heads", run)
+
+    def report(*options):
+        assert cli.main(["hardware", "report", *options, "--out", str(tmp_path)]) == 0
+        return (tmp_path / "report.md").read_text(), capsys.readouterr().err
+
+    fill(tmp_path)
+    rows.write(tmp_path / "step.csv", rows.Stepped, [])
+    said = "accuracy.csv is of a run that was interrupted"
+    assert said not in report()[0]
+    heads(interrupted=True)
+    assert cli.main(["hardware", "accuracy", "--out", str(tmp_path)]) == 130
+    assert said in report("--pages-only", "true")[0]
+    heads(interrupted=False)
+    text, told = report()
+    assert said not in text and "accuracy.csv was interrupted: running what makes it" in told
+    assert rows.is_whole(tmp_path / "accuracy.csv") and "running" not in report()[1]
+
+
 def test_a_cross_check_that_fails_does_not_cost_the_report(tmp_path, capsys, monkeypatch):
     from torchdfa.hardware import crosscheck
     from torchdfa.hardware.synthesis import ToolError

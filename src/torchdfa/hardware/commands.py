@@ -209,13 +209,14 @@ def run_verify(config: VerifyConfig) -> int:
     recording = _recording(config.recording, out)
     found: list[rows.Check] = []
     start = time.monotonic()
-    for check in verify(
-        names, config.parameters, recording, _library(config.library), out / "work", cycles=config.cycles
-    ):
-        found.append(check)
-        table.add(dataclasses.replace(check, size=str(config.parameters)))
-        result = check.result if check.compared == 0 or check.failed else f"equal, {check.compared:,} compared"
-        print(f"{check.unit:20} {check.stream:20} {check.against:12} {check.library:18} {result}", flush=True)
+    with table:
+        for check in verify(
+            names, config.parameters, recording, _library(config.library), out / "work", cycles=config.cycles
+        ):
+            found.append(check)
+            table.add(dataclasses.replace(check, size=str(config.parameters)))
+            result = check.result if check.compared == 0 or check.failed else f"equal, {check.compared:,} compared"
+            print(f"{check.unit:20} {check.stream:20} {check.against:12} {check.library:18} {result}", flush=True)
     failed = [c for c in found if c.failed]
     skipped = sum(c.result.startswith("skipped") for c in found)
     print(
@@ -240,10 +241,11 @@ def run_synth(config: SynthConfig) -> int:
     if config.verilog_only:
         return 0
     print(f"{'design':20} {'library':18} {'cells':>7} {'flops':>6} {'area':>12} {'path, ns':>9} {'s':>5}")
-    for row in synthesise_all(names, config.parameters, _library(config.library), out / "work", config.jobs):
-        table.add(row)
-        line = f"{row.design:20} {row.library:18} {row.cells:7,} {row.flops:6,} {row.area:12,.0f} "
-        print(line + f"{row.path_ns:9.2f} {row.seconds:5.1f}", flush=True)
+    with table:
+        for row in synthesise_all(names, config.parameters, _library(config.library), out / "work", config.jobs):
+            table.add(row)
+            line = f"{row.design:20} {row.library:18} {row.cells:7,} {row.flops:6,} {row.area:12,.0f} "
+            print(line + f"{row.path_ns:9.2f} {row.seconds:5.1f}", flush=True)
     print(f"written to {table.path}; RTL and netlists in {out / 'work'}")
     return 0
 
@@ -267,20 +269,24 @@ def run_power(config: PowerConfig) -> int:
     names = _names(config.designs, CORES, config.parameters)
     recording = _recording(config.recording, out)
     print(f"{'core':16} {'stream':21} {'delays':6} {'pJ a cycle':>10} {'pJ a term':>10}")
-    for row in measure_all(
-        names,
-        config.parameters,
-        library,
-        recording,
-        out / "work",
-        wires=config.wires,
-        cycles=config.cycles,
-        count=config.streams,
-        timed_cycles=config.timed_cycles,
-        jobs=config.jobs,
-    ):
-        table.add(row)
-        print(f"{row.design:16} {row.stream:21} {row.delays:6} {row.picojoules:10.1f} {row.per_term:10.2f}", flush=True)
+    with table:
+        for row in measure_all(
+            names,
+            config.parameters,
+            library,
+            recording,
+            out / "work",
+            wires=config.wires,
+            cycles=config.cycles,
+            count=config.streams,
+            timed_cycles=config.timed_cycles,
+            jobs=config.jobs,
+        ):
+            table.add(row)
+            print(
+                f"{row.design:16} {row.stream:21} {row.delays:6} {row.picojoules:10.1f} {row.per_term:10.2f}",
+                flush=True,
+            )
     print(f"written to {table.path}")
     return 0
 
@@ -293,10 +299,11 @@ def run_step(config: StepConfig) -> int:
 
     out, chip = Path(config.out), load_chip(config.chip)
     table = rows.Table(out / "step.csv", rows.Stepped, ("network", "chip", "rule", "batch"))
-    for network in [config.network] if config.network else list(NETWORKS):
-        for cost, lines in steps(network, chip, list(config.rules or RULES), config.batch):
-            print(f"\n{network}, {lines[0].rule}, batch {cost.batch}, on {chip.name}\n{cost}", flush=True)
-            table.add(*lines)
+    with table:
+        for network in [config.network] if config.network else list(NETWORKS):
+            for cost, lines in steps(network, chip, list(config.rules or RULES), config.batch):
+                print(f"\n{network}, {lines[0].rule}, batch {cost.batch}, on {chip.name}\n{cost}", flush=True)
+                table.add(*lines)
     print(f"\nwritten to {table.path}\n{chip.about} {chip.sources}")
     return 0
 
@@ -309,20 +316,22 @@ def run_accuracy(config: HeadsConfig) -> int:
     same = ("data", "method", "arithmetic", "settings", "seed")
     table = rows.Table(Path(config.out) / "accuracy.csv", rows.Trained, same)
     data = examples(config.heads)
-    for row in train_heads(config.heads, data):
-        table.add(row)
-        print(
-            f"{row.data:17} {row.method:5} {row.arithmetic:20} seed {row.seed}: test {row.test_top1:.2f} %, "
-            f"train {row.train_top1:.2f} %, {row.seconds:.0f} s",
-            flush=True,
-        )
+    with table:
+        for row in train_heads(config.heads, data):
+            table.add(row)
+            print(
+                f"{row.data:17} {row.method:5} {row.arithmetic:20} seed {row.seed}: test {row.test_top1:.2f} %, "
+                f"train {row.train_top1:.2f} %, {row.seconds:.0f} s",
+                flush=True,
+            )
     print(f"written to {table.path}")
     return 0
 
 
 def run_report(config: ReportConfig) -> int:
-    """Run what is missing, then write the pages."""
+    """Run what is missing or was interrupted, then write the pages."""
     from torchdfa.hardware.report import write_report
+    from torchdfa.hardware.rows import is_whole
 
     out, library = Path(config.out), _library(config.library)
     chosen = None if library is None else str(library)
@@ -336,8 +345,9 @@ def run_report(config: ReportConfig) -> int:
         missing.insert(2, ("power.csv", lambda: run_power(PowerConfig(out=config.out, library=chosen))))
     missing.append(("crosscheck.csv", lambda: _crosscheck(library, out)))
     for name, run in missing:
-        if not config.pages_only and not (out / name).is_file():
-            print(f"{name} is missing: running what makes it", file=sys.stderr)
+        if not config.pages_only and not is_whole(out / name):
+            what = "was interrupted" if (out / name).is_file() else "is missing"
+            print(f"{name} {what}: running what makes it", file=sys.stderr)
             run()
     pages = write_report(out)
     print(f"written to {out}: {', '.join(p.name for p in pages)}")

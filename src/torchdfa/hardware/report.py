@@ -65,7 +65,12 @@ def write_report(folder: Path) -> list[Path]:
     if not any((checks, trained, synthesised, measured, stepped)):
         raise ValueError(f"{folder} holds no results. Run torchdfa hardware verify, synth, power or step first.")
     written: list[Path] = []
-    text = ["# The accelerator, measured", "", *_heads(checks, trained)]
+    text = ["# The accelerator, measured", ""]
+    for name in ("verification", "synthesis", "power", "step", "accuracy"):
+        path = folder / f"{name}.csv"
+        if path.is_file() and not rows.is_whole(path):
+            text += [f"**{path.name} is of a run that was interrupted, or is still under way.**", ""]
+    text += _heads(checks, trained)
     if synthesised:
         text += _synthesis(synthesised)
     for library, size in dict.fromkeys((m.library, m.size) for m in measured):

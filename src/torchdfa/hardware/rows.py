@@ -245,6 +245,8 @@ def read(path: Path, kind: type[Row]) -> list[Row]:
 class Table(Generic[Row]):
     """The file of a command's rows, written as they come; rows of other settings that it holds stay.
 
+    It is a context: a file beside it says that it is not whole, until the context ends without an exception.
+
     Args:
         path: The CSV file, which may be there.
         kind: Of the rows.
@@ -258,9 +260,27 @@ class Table(Generic[Row]):
         self.path, self.kind, self.same = path, kind, attrgetter(*same)
         read(path, kind)
 
+    def __enter__(self) -> Table[Row]:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        _mark(self.path).touch()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            _mark(self.path).unlink(missing_ok=True)
+
     def add(self, *rows: Row) -> None:
         """Write rows, in place of those of the same."""
         new = {self.same(row) for row in rows}
         # Read anew: another command may write there meanwhile.
         kept = (row for row in read(self.path, self.kind) if self.same(row) not in new)
         write(self.path, self.kind, [*kept, *rows])
+
+
+def is_whole(path: Path) -> bool:
+    """Tell whether a file of rows is there, and the command that writes it ended."""
+    return path.is_file() and not _mark(path).exists()
+
+
+def _mark(path: Path) -> Path:
+    return path.with_name(f"{path.name}.unfinished")
