@@ -137,6 +137,33 @@ class Mean(nn.Module):
         return x.mean((2, 3), keepdim=True)
 
 
+class Joined(nn.Module):
+    """Branches side by side, as in GoogLeNet; one does not depend on the map, and counts its channels alone."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.a = nn.Conv2d(channels, 3, 1)
+        self.b = nn.Conv2d(channels, 2, 3, padding=1, bias=False)
+
+    def forward(self, x):
+        pooled = F.avg_pool2d(x, 3, stride=1, padding=1)
+        return torch.cat([self.a(x), x, self.b(x), pooled], 1)
+
+
+class Dense(nn.Module):
+    """As in DenseNet: each layer sees the channels of all before it."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.before, self.norm = nn.Conv2d(channels, 5, 1), nn.BatchNorm2d(channels)
+        self.conv, self.last = nn.Conv2d(5, 2, 3, padding=1), nn.Conv2d(channels + 7, 4, 1)
+
+    def forward(self, x):
+        given = self.norm(x.relu())
+        h = self.before(x)
+        return self.last(torch.concat((given, h, self.conv(h)), dim=-3))
+
+
 class Compositions:
     """Chains of convolutions and pooling in every geometry of VGG, ResNets and Nøkland's network, and odder ones."""
 
@@ -154,6 +181,8 @@ class Compositions:
         "grouped": [nn.Conv2d(4, 8, 3, padding=1, groups=4), nn.Conv2d(8, 4, 3, padding=1, groups=2)],
         "scaled": [Standardised(4, 6, 3, padding=1), Scaled(6), nn.Conv2d(6, 8, 3)],
         "gated": [nn.Conv2d(4, 6, 3, padding=1), Excited(6), nn.Conv2d(6, 8, 3), Excited(8, Mean())],
+        "joined": [nn.Conv2d(4, 6, 3, padding=1), Joined(6), nn.Conv2d(17, 8, 3, stride=2)],
+        "joined twice": [nn.Conv2d(4, 2, 3), Joined(2), nn.ReLU(), Joined(9), nn.Conv2d(23, 4, 1)],
         "1-d": [nn.Conv1d(4, 8, 3, padding=1), nn.Conv1d(8, 4, 3, stride=2, padding=1)],
         "3-d": [nn.Conv3d(4, 2, 3, padding=1), nn.Conv3d(2, 4, 3, padding=1)],
     }
@@ -161,7 +190,7 @@ class Compositions:
 
 def linear(layers):
     """Return the layers with what eq. 7 ignores left out."""
-    kept = [m for m in layers if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.AvgPool2d, Scaled))]
+    kept = [m for m in layers if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.AvgPool2d, Scaled, Joined))]
     return nn.Sequential(*kept)
 
 
@@ -231,6 +260,18 @@ def test_carrying_an_error_is_the_matrix(layers, groups, dilation, upsample):
             one = feedback.products(e[:1].shape, hidden[:1])
             assert one >= (feedback.matrix(size) != 0).sum() or upsample == "nearest"
     torch.testing.assert_close(binary.kernel(torch.float64).abs().unique().item(), 0.3, rtol=1e-6, atol=0)
+
+
+def test_channels_that_are_joined_with_others(double):
+    """The error of the channels that come another way reaches no convolution of this one."""
+    dense = Dense(4)
+    path = Paths(nn.Sequential(dense)).path("0.before", "before")
+    assert (path.inputs, path.outputs) == (4, 4) and path.reach[0].extent == 3
+    found = path.product(path.geometry(1, 1, "transposed"), torch.zeros(()).double())
+    last, conv, before = (m.weight.detach() for m in (dense.last, dense.conv, dense.before))
+    expected = torch.einsum("ok,kcxy,ci->oixy", last[:, 9:, 0, 0], conv, before[:, :, 0, 0])
+    expected[:, :, 1, 1] += last[:, 4:9, 0, 0] @ before[:, :, 0, 0]
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
 
 
 def test_dilation_is_the_number_of_layers_that_are_skipped():
@@ -541,6 +582,15 @@ class Gated(nn.Module):
         return self.b(h) * h.sigmoid()
 
 
+class Unknown(nn.Module):
+    def __init__(self, along):
+        super().__init__()
+        self.first, self.a, self.along = nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 3, padding=1), along
+
+    def forward(self, x):
+        return torch.cat([x.flip(1), self.a(self.first(x))], self.along)
+
+
 REFUSED = {
     "groups": (
         lambda: nn.Sequential(nn.Conv2d(2, 6, 3), nn.Conv2d(6, 4, 3)),
@@ -548,6 +598,16 @@ REFUSED = {
         "groups=4 at '1'.*4 channels.*6",
     ),
     "gate": (lambda: nn.Sequential(Gated()), {"modules": "0"}, "feedback to '0.b', a Conv2d.*'mul' lies between"),
+    "joined, of unknown width": (
+        lambda: nn.Sequential(Unknown(1)),
+        {"modules": "0"},
+        "above '0.a' channels are joined, and how many 'flip' has can't be told",
+    ),
+    "joined along rows": (
+        lambda: nn.Sequential(Unknown(2)),
+        {"modules": "0"},
+        "feedback to '0.a', a Conv2d.*'cat' lies between",
+    ),
     "reshape": (
         lambda: nn.Sequential(nn.Sequential(nn.Conv2d(2, 6, 3), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(4, 3))),
         {"modules": "0"},

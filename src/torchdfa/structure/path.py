@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,12 @@ _GLOBAL_POOLING_CALLS = frozenset(
     "mean amax adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d".split()
 )
 _SUMS = frozenset("add add_ iadd sub sub_ isub".split())
+_JOINS = frozenset("cat concat concatenate".split())
+# The modules that do what functions of pooling do, their arguments in the same places.
+_POOLS: dict[str, type[nn.Module]] = {
+    **{f"max_pool{n}d": kind for n, kind in enumerate(_MAX_POOLS, 1)},
+    **{f"avg_pool{n}d": kind for n, kind in enumerate(_AVERAGE_POOLS, 1)},
+}
 _PRODUCTS = frozenset("mul mul_ imul".split())
 # Outputs whose kernels are composed at a time.
 _CHUNK = 128
@@ -227,8 +233,8 @@ class Paths:
         """Return the path from the convolution ``name``, which messages call ``shown``.
 
         Raises:
-            NoProductError: Something other than convolutions, norms, activations, dropout, pooling and sums lies on
-                the way, or the convolution is called more than once.
+            NoProductError: Something other than convolutions, norms, activations, dropout, pooling, sums and joined
+                channels lies on the way, or the convolution is called more than once.
         """
         reader = self.reader
         if reader.calls.get(name) != 1:
@@ -239,7 +245,8 @@ class Paths:
         start = next(n for n in reader.graph.nodes if n.op == "call_module" and reader.name(n) == name)
         found: dict[fx.Node, tuple[Reach, ...]] = {}
         steps: list[tuple[fx.Node, list[fx.Node], Callable[..., Tensor]]] = []
-        channels, weights = layer.in_channels, 0
+        channels: dict[fx.Node, int] = {}
+        weights = 0
         for node in reader.graph.nodes:
             above = [p for p in node.all_input_nodes if p in found and not is_size(node)]
             if node is not start and (not above or node in self.gates):
@@ -247,12 +254,13 @@ class Paths:
             if node.op == "output":
                 break
             below = found[above[0]] if above else (Reach(),) * dims
-            module = reader.module(node)
+            channels[node] = channels[above[0]] if above else layer.in_channels
             call = reader.call(node)
+            module = reader.module(node) if node.op == "call_module" else _pool(node, call)
             if isinstance(module, CONVOLUTIONS):
                 found[node] = _through(below, Geometry.of(module))
                 steps.append((node, above, _linear(module)))
-                channels = module.out_channels
+                channels[node] = module.out_channels
                 weights += module.weight.numel()
             elif isinstance(module, (*_MAX_POOLS, *_AVERAGE_POOLS)):
                 window = _window(module, dims, shown)
@@ -265,18 +273,19 @@ class Paths:
                 found[node] = below
                 steps.append((node, above, _scaled(factor)))
             elif module is None and call in _SUMS:
-                for other in above[1:]:
-                    if [r.stride for r in found[other]] != [r.stride for r in below]:
-                        raise NoProductError(f"{node.name!r} adds maps of different strides above {shown!r}.")
-                    below = tuple(a.beside(b) for a, b in zip(below, found[other], strict=True))
-                found[node] = below
+                found[node] = _merged(node, [found[p] for p in above], shown)
                 steps.append((node, above, _sum if "sub" not in call else _difference))
+            elif module is None and (parts := _joined(node, call, dims)):
+                widths = [channels[part] if part in above else self._channels(part, shown) for part in parts]
+                found[node] = _merged(node, [found[p] for p in above], shown)
+                channels[node] = sum(widths)
+                steps.append((node, above, _join([above.index(p) if p in above else None for p in parts], widths)))
             else:
                 raise NoProductError(
                     f"feedback to {shown!r}, a {type(layer).__name__}, is a convolution that stands for what leads to "
                     f"its module's output; but {reader.described(node)}, which no convolution stands for. Choose "
-                    "modules=, parts of the network of convolutions, norms, activations, pooling and sums alone; or "
-                    "give this one BP."
+                    "modules=, parts of the network of convolutions, norms, activations, pooling, sums and joined "
+                    "channels alone; or give this one BP."
                 )
         else:
             raise AssertionError("a graph has an output")
@@ -291,7 +300,53 @@ class Paths:
                 values[node] = apply(*(values[p] for p in above)) if above else apply(x)
             return values[end]
 
-        return Path(shown, layer.in_channels, channels, found[end], weights, compose)
+        return Path(shown, layer.in_channels, channels[end], found[end], weights, compose)
+
+    def _channels(self, node: fx.Node, shown: str) -> int:
+        """Return how many channels a map has that is not on the way.
+
+        Raises:
+            NoProductError: That can't be told.
+        """
+        found = self._made(node)
+        if found is None:
+            raise NoProductError(f"above {shown!r} channels are joined, and how many {node.name!r} has can't be told.")
+        return found
+
+    def _made(self, node: fx.Node) -> int | None:
+        """Return how many channels a call makes, or None where that can't be told."""
+        module = self.reader.module(node)
+        if isinstance(module, CONVOLUTIONS):
+            return module.out_channels
+        if (own := _normed(module)) is not None:
+            return own
+        if parts := _joined(node, self.reader.call(node), 2):
+            each = [self._made(part) for part in parts]
+            if all(n is not None for n in each):
+                return sum(n for n in each if n is not None)
+        elif self._keeps(node):
+            return self._made(self.reader.tensors(node)[0])
+        return self._taken(node)
+
+    def _taken(self, node: fx.Node) -> int | None:
+        """Return how many channels those take that are given a map, or None where that can't be told."""
+        for user in node.users:
+            module = self.reader.module(user)
+            if isinstance(module, CONVOLUTIONS):
+                return module.in_channels
+            found = _normed(module)
+            if found is None and (self._keeps(user) or _joined(user, self.reader.call(user), 2) == [node]):
+                found = self._taken(user)
+            if found is not None:
+                return found
+        return None
+
+    def _keeps(self, node: fx.Node) -> bool:
+        """Tell whether a call's output has the channels of its first input."""
+        call = self.reader.call(node)
+        kinds = (*PASSING, *_MAX_POOLS, *_AVERAGE_POOLS)
+        passes = call in _PASSING_CALLS or call in _POOLS or call in _SUMS or call in _PRODUCTS
+        return isinstance(self.reader.module(node), kinds) or passes
 
 
 def _through(reach: tuple[Reach, ...], g: Geometry) -> tuple[Reach, ...]:
@@ -314,6 +369,53 @@ def _scaled(factor: Tensor | float) -> Callable[[Tensor], Tensor]:
         return x * (factor.detach().to(x.dtype) if isinstance(factor, Tensor) else factor)
 
     return apply
+
+
+def _pool(node: fx.Node, call: str) -> nn.Module | None:
+    """Return the module that does what a call of a pooling function does."""
+    kind = _POOLS.get(call)
+    return None if kind is None else kind(*node.args[1:], **{k: v for k, v in node.kwargs.items() if k != "input"})
+
+
+def _joined(node: fx.Node, call: str, dims: int) -> list[fx.Node]:
+    """Return the maps whose channels a call joins, none where it does something else."""
+    if call not in _JOINS:
+        return []
+    given = {"dim": 0, **dict(zip(("tensors", "dim"), node.args, strict=False)), **node.kwargs}
+    parts, along = given.get("tensors"), given.get("axis", given["dim"])
+    if along not in (1, -dims - 1) or not isinstance(parts, (list, tuple)):
+        return []
+    return [part for part in parts if isinstance(part, fx.Node)]
+
+
+def _merged(node: fx.Node, below: Sequence[tuple[Reach, ...]], shown: str) -> tuple[Reach, ...]:
+    """Return the reach of maps that are added, or whose channels are joined."""
+    reach = below[0]
+    for other in below[1:]:
+        if [r.stride for r in other] != [r.stride for r in reach]:
+            raise NoProductError(f"{node.name!r} takes maps of different strides above {shown!r}.")
+        reach = tuple(a.beside(b) for a, b in zip(reach, other, strict=True))
+    return reach
+
+
+def _join(where: Sequence[int | None], widths: Sequence[int]) -> Callable[..., Tensor]:
+    def apply(*maps: Tensor) -> Tensor:
+        first = maps[0]
+        return torch.cat(
+            [
+                first.new_zeros(len(first), n, *first.shape[2:]) if i is None else maps[i]
+                for i, n in zip(where, widths, strict=True)
+            ],
+            1,
+        )
+
+    return apply
+
+
+def _normed(module: nn.Module | None) -> int | None:
+    """Return the channels that a norm is made for."""
+    found = getattr(module, "num_features", None) or getattr(module, "num_channels", None)
+    return found if isinstance(found, int) else None
 
 
 def _window(pool: nn.Module, dims: int, shown: str) -> Geometry:
