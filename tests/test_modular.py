@@ -274,6 +274,41 @@ def test_channels_that_are_joined_with_others(double):
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
 
 
+class Beside(nn.Module):
+    """What a layer makes, beside what it does not depend on."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.a = nn.Conv2d(4, 6, 1), nn.Conv2d(6, 2, 3, padding=1)
+        self.b, self.c = nn.Conv2d(4, 3, 1), nn.Conv2d(2, 2, 1, groups=2)
+
+    def forward(self, x):
+        a = self.a(self.first(x))
+        return torch.cat([a, self.b(x), self.c(a)], 1)
+
+
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("init", ["random", "product"])
+def test_errors_of_channels_that_do_not_depend_on_a_layer_are_not_sent_to_it(init, binary, double):
+    net = Beside()
+    dfa.convert(nn.Sequential(net), dfa.HybridDFA(modules="0", init=init, binary=binary))
+    feedback = net.a.feedback
+    assert feedback.geometry.channels.spans == ((0, 2), (5, 7)) and feedback.errors == 7
+    assert feedback.dense().shape == (4, 6, 3, 3) and feedback.nbytes_float32 == 4 * feedback.dense().numel()
+    x, e = torch.randn(3, 4, 5, 5), torch.randn(3, 7, 5, 5)
+    net(x).backward(e)
+    sent = F.conv_transpose2d(torch.cat([e[:, :2], e[:, 5:]], 1), feedback.dense(), padding=1)
+    expected = torch.einsum("nohw,nihw->oi", sent, x)
+    torch.testing.assert_close(net.first.weight.grad[:, :, 0, 0], expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(feedback.carry(e, sent.shape).flatten(1), e.flatten(1) @ feedback.matrix((5, 5)))
+    assert feedback.project(sent[0]).shape == (7, 5, 5)
+    assert feedback.products(e.shape, sent.shape) == 3 * 25 * 4 * 6 * 9
+    if init == "product" and not binary:
+        own = net.a.weight.flatten(1)
+        expected = torch.cat([own, net.c.weight.view(2, 1) * own])
+        torch.testing.assert_close(feedback.dense().flatten(1), expected, rtol=1e-12, atol=1e-14)
+
+
 def test_dilation_is_the_number_of_layers_that_are_skipped():
     vgg = dfa.convert(VGG16(width=0.1).build((3, 32, 32), 10), dfa.ModuleDFA(scale="nokland"))
     found = {n: m.feedback.geometry.dilation[0] for n, m in vgg.features.named_children() if hasattr(m, "feedback")}

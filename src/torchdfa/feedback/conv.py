@@ -28,6 +28,29 @@ _CONVOLVE: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 @dataclass(frozen=True)
+class Channels:
+    """Those channels of an error that a feedback reads.
+
+    Attributes:
+        total: Channels of the error.
+        spans: Ranges of them, from and to, in order.
+    """
+
+    total: int
+    spans: tuple[tuple[int, int], ...]
+
+    def take(self, error: Tensor) -> Tensor:
+        """Return these channels of an error, shape (N, C...)."""
+        parts = [error[:, begin:end] for begin, end in self.spans]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def put(self, maps: Tensor, dim: int) -> Tensor:
+        """Return maps of all channels, these as given and zeros for the others: the transpose of :meth:`take`."""
+        places = torch.cat([torch.arange(begin, end, device=maps.device) for begin, end in self.spans])
+        return maps.new_zeros([*maps.shape[:dim], self.total, *maps.shape[dim + 1 :]]).index_copy(dim, places, maps)
+
+
+@dataclass(frozen=True)
 class Geometry:
     """How a convolution's kernel meets its input; tuples have an entry for each spatial dimension, the first first.
 
@@ -41,6 +64,7 @@ class Geometry:
         upsample: How an error of lower resolution comes up: ``"transposed"`` is the convolution's transpose, whose
             taps are ``stride`` apart; ``"nearest"`` repeats the error to the input's size first, for a convolution of
             stride 1 that keeps the size.
+        channels: Those of the output that there are outputs for; None: all.
     """
 
     kernel: tuple[int, ...]
@@ -50,6 +74,7 @@ class Geometry:
     groups: int = 1
     mode: str = "zeros"
     upsample: Upsample = "transposed"
+    channels: Channels | None = None
 
     @classmethod
     def of(cls, layer: Conv) -> Geometry:
@@ -89,22 +114,23 @@ class ConvFeedback(Feedback):
     their receptive field, in groups, at the stride of them all.
 
     Args:
-        weight: B, shape (C of the error, C of the activation / groups, kernel...).
+        weight: B, shape (C that are read of the error, C of the activation / groups, kernel...).
         geometry: Of the convolution.
     """
 
     weight: Tensor
 
     def __init__(self, weight: Tensor, geometry: Geometry):
-        super().__init__(len(weight), weight.shape[1] * geometry.groups)
-        self.geometry = geometry
+        channels = geometry.channels
+        super().__init__(len(weight) if channels is None else channels.total, weight.shape[1] * geometry.groups)
+        self.geometry, self.rows = geometry, len(weight)
         self._hold(weight)
 
     def _hold(self, weight: Tensor) -> None:
         self.register_buffer("weight", weight)
 
     def kernel(self, dtype: torch.dtype) -> Tensor:
-        """Return B, shape (C of the error, C of the activation / groups, kernel...)."""
+        """Return B, shape (C that are read of the error, C of the activation / groups, kernel...)."""
         return self.weight.to(dtype)
 
     def carry(self, e: Tensor, shape: torch.Size, *reads: Tensor) -> Tensor:
@@ -116,6 +142,7 @@ class ConvFeedback(Feedback):
         dims = len(g.stride)
         size = list(shape[-dims:])
         batch = e if e.dim() == dims + 2 else e.unsqueeze(0)
+        batch = batch if g.channels is None else g.channels.take(batch)
         if g.upsample == "nearest":
             for dim, n in enumerate(size, start=2):
                 batch = batch.index_select(dim, _sources(n, batch.shape[dim], e.device))
@@ -154,7 +181,7 @@ class ConvFeedback(Feedback):
             for dim, (n, m) in enumerate(zip(fine, coarse, strict=True), start=y.dim() - dims):
                 empty = y.new_zeros([*y.shape[:dim], m, *y.shape[dim + 1 :]])
                 y = empty.index_add(dim, _sources(n, m, y.device), y)
-        return y
+        return y if g.channels is None else g.channels.put(y, y.dim() - dims - 1)
 
     def correlate(self, e: Tensor, h: Tensor) -> Tensor:
         """Return the products of an error and the activation it was made of, summed tap by tap: a gradient of B."""
@@ -199,16 +226,16 @@ class ConvFeedback(Feedback):
         g, dims = self.geometry, len(self.geometry.stride)
         positions = hidden[-dims:] if g.upsample == "nearest" else output[-dims:]
         samples = output[: -dims - 1].numel()
-        return samples * math.prod(positions) * self.errors * (self.features // g.groups) * math.prod(g.kernel)
+        return samples * math.prod(positions) * self.rows * (self.features // g.groups) * math.prod(g.kernel)
 
     @property
     def nbytes_float32(self) -> int:
         """Bytes of B as float32."""
-        return 4 * self.errors * (self.features // self.geometry.groups) * math.prod(self.geometry.kernel)
+        return 4 * self.rows * (self.features // self.geometry.groups) * math.prod(self.geometry.kernel)
 
     def extra_repr(self) -> str:
         """Show the kernel's shape, and the geometry where it is not a layer's own."""
-        shape = (self.errors, self.features // self.geometry.groups, *self.geometry.kernel)
+        shape = (self.rows, self.features // self.geometry.groups, *self.geometry.kernel)
         return f"{shape}, dilation {self.geometry.dilation}, groups {self.geometry.groups}, {self.nbytes} bytes"
 
 
@@ -232,10 +259,10 @@ class BinaryConvFeedback(ConvFeedback):
         self.register_buffer("packed_signs", bits.pack(weight.flatten(1)))
 
     def kernel(self, dtype: torch.dtype) -> Tensor:
-        """Return s · B, shape (C of the error, C of the activation / groups, kernel...)."""
+        """Return s · B, shape (C that are read of the error, C of the activation / groups, kernel...)."""
         per_group, taps = self.features // self.geometry.groups, self.geometry.kernel
         signs = bits.unpack(self.packed_signs, per_group * math.prod(taps), dtype)
-        return (self.scale.to(dtype) * signs).view(self.errors, per_group, *taps)
+        return (self.scale.to(dtype) * signs).view(self.rows, per_group, *taps)
 
     @property
     def kernel_dtype(self) -> torch.dtype:

@@ -6,13 +6,14 @@ import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from torchdfa.feedback.conv import Conv, Geometry, Upsample
+from torchdfa.feedback.conv import Channels, Conv, Geometry, Upsample
 from torchdfa.feedback.init import NoProductError
 from torchdfa.structure.base import CONVOLUTIONS
 from torchdfa.structure.trace import (
@@ -93,7 +94,7 @@ class Path:
     Attributes:
         name: The convolution.
         inputs: Channels at its input.
-        outputs: Channels at the part's output.
+        reached: Which channels of the part's output it leads to, booleans; others come from beside it.
         reach: Receptive field of one output position, a spatial dimension.
         weights: Of all convolutions on the way.
         compose: Applies the composed linear map, average pooling standing for any pooling, to (N, inputs, size...).
@@ -101,10 +102,15 @@ class Path:
 
     name: str
     inputs: int
-    outputs: int
+    reached: Tensor
     reach: tuple[Reach, ...]
     weights: int
     compose: Callable[[Tensor], Tensor]
+
+    @property
+    def outputs(self) -> int:
+        """How many channels of the part's output it leads to."""
+        return int(self.reached.sum())
 
     def geometry(self, groups: int, dilation: int | str, upsample: Upsample) -> Geometry:
         """Return the geometry of a feedback convolution of three taps a dimension that stands for this path.
@@ -134,7 +140,7 @@ class Path:
             before = (r.extent - extent) // 2
             pads.append((r.left - before, r.right - (r.extent - extent - before)))
         upsample = upsample if any(s > 1 for s in stride) else "transposed"
-        return Geometry(kernel, stride, steps, tuple(pads), groups, "zeros", upsample)
+        return Geometry(kernel, stride, steps, tuple(pads), groups, "zeros", upsample, _spans(self.reached))
 
     @property
     def sample(self) -> int:
@@ -157,19 +163,32 @@ class Path:
         starts = [o * r.stride - r.left for o, r in zip(places, self.reach, strict=True)]
         size = [start + r.extent for start, r in zip(starts, self.reach, strict=True)]
         step = 1 if most is None else -(-self.outputs // most)
-        rows = []
-        for channels in torch.arange(0, self.outputs, step, device=like.device).split(_CHUNK):
+        kernels = []
+        channels = self.reached.nonzero().flatten().to(like.device)
+        for rows in torch.arange(0, len(channels), step, device=like.device).split(_CHUNK):
             with torch.enable_grad():
-                x = like.new_zeros(len(channels), self.inputs, *size, requires_grad=True)
+                x = like.new_zeros(len(rows), self.inputs, *size, requires_grad=True)
                 y = self.compose(x)
                 unit = torch.zeros_like(y)
-                own = torch.arange(len(channels), device=y.device)
-                unit[(own, channels, *places)] = 1
+                own = torch.arange(len(rows), device=y.device)
+                unit[(own, channels[rows], *places)] = 1
                 (kernel,) = torch.autograd.grad(y, x, unit)
             taps = _taps(kernel, starts, [r.extent for r in self.reach], geometry)
-            group = channels // (self.outputs // geometry.groups)
-            rows.append(taps.unflatten(1, (geometry.groups, -1))[own, group])
-        return torch.cat(rows)
+            group = rows // (len(channels) // geometry.groups)
+            kernels.append(taps.unflatten(1, (geometry.groups, -1))[own, group])
+        return torch.cat(kernels)
+
+
+def _mask(channels: int, value: bool) -> Tensor:
+    return torch.full((channels,), value, device="cpu")
+
+
+def _spans(reached: Tensor) -> Channels | None:
+    """Return which channels are reached as ranges; None where all are."""
+    if reached.all():
+        return None
+    edges = F.pad(reached.to(torch.int8), (1, 1)).diff().nonzero().flatten().tolist()
+    return Channels(len(reached), tuple(zip(edges[::2], edges[1::2], strict=True)))
 
 
 def _taps(kernel: Tensor, starts: list[int], extents: list[int], geometry: Geometry) -> Tensor:
@@ -245,7 +264,8 @@ class Paths:
         start = next(n for n in reader.graph.nodes if n.op == "call_module" and reader.name(n) == name)
         found: dict[fx.Node, tuple[Reach, ...]] = {}
         steps: list[tuple[fx.Node, list[fx.Node], Callable[..., Tensor]]] = []
-        channels: dict[fx.Node, int] = {}
+        # Which channels of each map depend on this one.
+        reached: dict[fx.Node, Tensor] = {}
         weights = 0
         for node in reader.graph.nodes:
             above = [p for p in node.all_input_nodes if p in found and not is_size(node)]
@@ -254,13 +274,14 @@ class Paths:
             if node.op == "output":
                 break
             below = found[above[0]] if above else (Reach(),) * dims
-            channels[node] = channels[above[0]] if above else layer.in_channels
+            reached[node] = reached[above[0]] if above else _mask(layer.in_channels, True)
             call = reader.call(node)
             module = reader.module(node) if node.op == "call_module" else _pool(node, call)
             if isinstance(module, CONVOLUTIONS):
                 found[node] = _through(below, Geometry.of(module))
                 steps.append((node, above, _linear(module)))
-                channels[node] = module.out_channels
+                groups = reached[node].view(module.groups, -1).any(1)
+                reached[node] = groups.repeat_interleave(module.out_channels // module.groups)
                 weights += module.weight.numel()
             elif isinstance(module, (*_MAX_POOLS, *_AVERAGE_POOLS)):
                 window = _window(module, dims, shown)
@@ -274,12 +295,15 @@ class Paths:
                 steps.append((node, above, _scaled(factor)))
             elif module is None and call in _SUMS:
                 found[node] = _merged(node, [found[p] for p in above], shown)
+                reached[node] = reduce(operator.or_, (reached[p] for p in above))
                 steps.append((node, above, _sum if "sub" not in call else _difference))
             elif module is None and (parts := _joined(node, call, dims)):
-                widths = [channels[part] if part in above else self._channels(part, shown) for part in parts]
+                # Others, which come from beside the way, stand for zeros.
+                maps = [reached[p] if p in above else _mask(self._channels(p, shown), False) for p in parts]
                 found[node] = _merged(node, [found[p] for p in above], shown)
-                channels[node] = sum(widths)
-                steps.append((node, above, _join([above.index(p) if p in above else None for p in parts], widths)))
+                reached[node] = torch.cat(maps)
+                where = [above.index(p) if p in above else None for p in parts]
+                steps.append((node, above, _join(where, [len(m) for m in maps])))
             else:
                 raise NoProductError(
                     f"feedback to {shown!r}, a {type(layer).__name__}, is a convolution that stands for what leads to "
@@ -300,7 +324,7 @@ class Paths:
                 values[node] = apply(*(values[p] for p in above)) if above else apply(x)
             return values[end]
 
-        return Path(shown, layer.in_channels, channels[end], found[end], weights, compose)
+        return Path(shown, layer.in_channels, reached[end], found[end], weights, compose)
 
     def _channels(self, node: fx.Node, shown: str) -> int:
         """Return how many channels a map has that is not on the way.
