@@ -30,7 +30,7 @@ from torchdfa.experiments.runner import Workers, run_cells
 def main() -> None:
     """Run the finalists and print the two tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiment", choices=[name for name in EXPERIMENTS], help="that was run")
+    parser.add_argument("experiment", choices=list(EXPERIMENTS), help="that was run")
     parser.add_argument("folder", type=Path, help="its results")
     parser.add_argument("--rows", nargs="+", required=True, help="of its table")
     parser.add_argument("--best", type=int, default=4, help="trials of each row, the chosen one included")

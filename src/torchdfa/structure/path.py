@@ -36,6 +36,7 @@ PASSING = (
 )
 _MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 _AVERAGE_POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+_WINDOWS = (*_MAX_POOLS, *_AVERAGE_POOLS)
 _PASSING_CALLS = SQUASHES | frozenset(
     "dropout dropout1d dropout2d dropout3d stochastic_depth batch_norm group_norm instance_norm contiguous clone float "
     "double to type_as".split()
@@ -283,7 +284,7 @@ class Paths:
                 groups = reached[node].view(module.groups, -1).any(1)
                 reached[node] = groups.repeat_interleave(module.out_channels // module.groups)
                 weights += module.weight.numel()
-            elif isinstance(module, (*_MAX_POOLS, *_AVERAGE_POOLS)):
+            elif isinstance(module, _WINDOWS):
                 window = _window(module, dims, shown)
                 found[node] = _through(below, window)
                 steps.append((node, above, _average(window)))
@@ -368,9 +369,8 @@ class Paths:
     def _keeps(self, node: fx.Node) -> bool:
         """Tell whether a call's output has the channels of its first input."""
         call = self.reader.call(node)
-        kinds = (*PASSING, *_MAX_POOLS, *_AVERAGE_POOLS)
         passes = call in _PASSING_CALLS or call in _POOLS or call in _SUMS or call in _PRODUCTS
-        return isinstance(self.reader.module(node), kinds) or passes
+        return passes or isinstance(self.reader.module(node), (*PASSING, *_WINDOWS))
 
 
 def _through(reach: tuple[Reach, ...], g: Geometry) -> tuple[Reach, ...]:
