@@ -563,6 +563,21 @@ def test_a_head_that_was_kept_goes_on_as_it_would_have(way, tmp_path):
     dfa.revert(other.net)  # converted in its own right
 
 
+def test_a_head_is_loaded_whatever_its_memory_held(tmp_path, monkeypatch):
+    head = OnlineHead(SIZES, rule=dfa.BDFA(init="product"), lr=0.1)
+    take = nn.Module.to_empty
+
+    def zeroed(net, device):
+        for parameter in take(net, device=device).parameters():
+            nn.init.zeros_(parameter)
+        return net
+
+    monkeypatch.setattr(nn.Module, "to_empty", zeroed)
+    other = saved(head, tmp_path)
+    assert head.step(torch.ones(6), 2) == other.step(torch.ones(6), 2)
+    agree(head, other.net, {"rtol": 0, "atol": 0})
+
+
 @learning
 def test_every_rule_is_saved_and_loaded(rule, tmp_path):
     head = OnlineHead(SIZES, rule=rule, lr=0.1, activation="leaky_relu", dtype=torch.float64)

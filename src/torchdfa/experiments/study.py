@@ -108,6 +108,11 @@ class Line:
         # Decay is what makes the feedback of Kolen and Pollack follow the weights.
         return any(getattr(r, "scale", None) == "matched" and not isinstance(r, KolenPollack) for r in rules)
 
+    @property
+    def has_curve(self) -> bool:
+        """Whether its last runs are scored after each epoch."""
+        return not self.scored_once and self.config.score_every == 1
+
     def settings(self, trial: Trial, seed: int = 0, validation: int = 0) -> TrainConfig:
         """Return the settings of a run."""
         config, own = self.config, self.start or trial

@@ -91,7 +91,7 @@ def load_head(path: Path, rule: Rule | Mapping[str, Rule] | None) -> OnlineHead:
 
 
 def _built(description: Any, state: Mapping[str, torch.Tensor]) -> nn.Sequential:
-    """Build the network without weights, and take memory for them only if the file has weights of these shapes."""
+    """Build the network, its weights yet to be read, in memory taken only if the file has weights of these shapes."""
     with torch.device("meta"):
         net = build(description)
     if not isinstance(net, nn.Sequential):
@@ -104,7 +104,12 @@ def _built(description: Any, state: Mapping[str, torch.Tensor]) -> nn.Sequential
     weight = next(t for name, t in state.items() if name.startswith("net.") and name.endswith("weight"))
     if not weight.is_floating_point():
         raise ValueError(f"weights of type {weight.dtype}")
-    return net.to_empty(device="cpu").to(weight.dtype)
+    net.to_empty(device="cpu").to(weight.dtype)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            # Not what the memory held: feedback made from a product is refused where that is zero.
+            parameter.fill_(1 / parameter.shape[-1])
+    return net
 
 
 def _rule_data(rule: Rule) -> dict[str, Any]:

@@ -231,7 +231,7 @@ def _legend(experiment: Experiment, measure: Measure, found: Sequence[Standing])
         text += "paired t-test of the logarithms."
     else:
         text += "mean over the seeds, paired, to the row that is named, with p of a paired t-test."
-    if not experiment.costs and not all(s.line.scored_once for s in found):
+    if any(s.line.has_curve for s in found):
         text += " Epochs to match: the first epoch at which the mean accuracy reaches that row's last."
     trunk = "gradient of all below the last layer" if measure.falls else "convolutions' gradient"
     text += f" Trunk: angle between the {trunk} and the true one, and the ratio of their lengths, mean over the run."
@@ -286,8 +286,8 @@ def _against(s: Standing, other: Standing | None) -> tuple[str, str]:
 
 
 def _epochs_to(s: Standing, other: Standing | None) -> str:
-    if other is None or not other.whole or not s.whole or any(map(math.isnan, s.curve)):
-        return ""  # scored after the last epoch alone
+    if other is None or not other.whole or not s.whole or not s.line.has_curve:
+        return ""
     goal = other.curve[-1]
     there = (value <= goal if s.measure.falls else value >= goal for value in s.curve)
     return next((str(i) for i, reached in enumerate(there, 1) if reached), "–")
