@@ -88,7 +88,7 @@ def bump(cell, peak):
     return 60 - 10 * abs(math.log10(cell.config.lr / peak)) - (cell.config.head_lr != 1) + cell.config.seed / 10
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=str)
+@pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=lambda experiment: experiment.name)
 def test_the_paper_s_rows_are_all_there(experiment):
     for data, reported in experiment.paper.items():
         names = {line.name for line in experiment.lines(SMALL, data)}

@@ -76,7 +76,6 @@ def test_the_result_is_new_memory_that_can_grow():
         ([[1.0] * 10],),
         (None,),
     ],
-    ids=str,
 )
 def test_everything_else_is_left_to_torch(arguments):
     assert direct(*arguments) is None

@@ -15,7 +15,7 @@ from torchdfa.rules import BP, DFA, FA, Rule
 from torchdfa.training import TrainConfig
 
 LRS = (3e-5, 6e-5, 1.2e-4, 2.5e-4, 5e-4, 1e-3)
-EPOCHS = {"small": 20, "medium": 50, "paper": 300}
+EPOCHS = {"small": 10, "medium": 50, "paper": 300}
 _VALIDATION = 10000
 _SEEDS = 3
 _RULES: dict[str, Rule] = {"BP": BP(), "FA": FA(scale="nokland"), "DFA": DFA(scale="nokland")}
@@ -46,8 +46,8 @@ def _line(
         model=replace(model, activation="tanh", init=start),
         rule=_RULES[rule],
         loss="binary",
-        # A step of a hundred layers takes as long as five to ten of the others': a quarter of the epochs.
-        epochs=max(1, epochs // 4) if len(model.hidden) > 50 else epochs,
+        # A step of a hundred layers takes as long as five to ten of the others': half of the epochs.
+        epochs=max(1, epochs // 2) if len(model.hidden) > 50 else epochs,
         batch_size=64,
         optimizer="rmsprop",
         schedule="cosine",
