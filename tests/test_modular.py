@@ -211,7 +211,7 @@ def jacobian(layers, size):
 def test_the_whole_composition_is_the_product_of_the_matrices(layers):
     """With every tap of the receptive field the feedback is the composition itself, but for padding between layers."""
     model = nn.Sequential(*layers).double()
-    path = Paths(model).path("0", "0")
+    path = Paths(model).path("0")
     geometry = path.geometry(1, "matched", "transposed")
     full = Geometry(
         tuple(r.extent for r in path.reach),
@@ -244,7 +244,7 @@ def test_the_whole_composition_is_the_product_of_the_matrices(layers):
 @pytest.mark.parametrize("dilation", ["matched", 1, 3])
 @pytest.mark.parametrize("upsample", ["transposed", "nearest"])
 def test_carrying_an_error_is_the_matrix(layers, groups, dilation, upsample):
-    path = Paths(nn.Sequential(*layers)).path("0", "0")
+    path = Paths(nn.Sequential(*layers)).path("0")
     geometry = path.geometry(groups, dilation, upsample)
     real = ConvFeedback(torch.randn(path.outputs, path.inputs // groups, *geometry.kernel), geometry).double()
     binary = BinaryConvFeedback(real.weight > 0, torch.tensor(0.3), geometry).double()
@@ -265,7 +265,7 @@ def test_carrying_an_error_is_the_matrix(layers, groups, dilation, upsample):
 def test_channels_that_are_joined_with_others(double):
     """The error of the channels that come another way reaches no convolution of this one."""
     dense = Dense(4)
-    path = Paths(nn.Sequential(dense)).path("0.before", "before")
+    path = Paths(nn.Sequential(dense)).path("0.before")
     assert (path.inputs, path.outputs) == (4, 4) and path.reach[0].extent == 3
     found = path.product(path.geometry(1, 1, "transposed"), torch.zeros(()).double())
     last, conv, before = (m.weight.detach() for m in (dense.last, dense.conv, dense.before))
@@ -307,6 +307,64 @@ def test_errors_of_channels_that_do_not_depend_on_a_layer_are_not_sent_to_it(ini
         own = net.a.weight.flatten(1)
         expected = torch.cat([own, net.c.weight.view(2, 1) * own])
         torch.testing.assert_close(feedback.dense().flatten(1), expected, rtol=1e-12, atol=1e-14)
+
+
+class Shared(nn.Module):
+    """A convolution that is called twice, between others."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.twice, self.b = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
+
+    def forward(self, x):
+        return self.b(self.twice(self.twice(self.a(x))))
+
+
+class Halves(nn.Module):
+    """Above ``a`` a convolution in groups, of which one alone gets what ``a`` makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+        self.both, self.last = nn.Conv2d(8, 8, 3, padding=1, groups=2), nn.Conv2d(8, 8, 1, groups=2)
+
+    def forward(self, x):
+        return self.last(self.both(torch.cat([self.a(x), self.b(x)], 1)))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(
+    ("make", "alone"),
+    [
+        # One pass serves all above a convolution: what is beside it has its own,
+        (lambda: nn.Sequential(Block(4, 6, 2), Block(6, 6), Block(6, 8, 2)), ["0.conv1", "0.short"]),
+        (lambda: nn.Sequential(Dense(4), nn.Conv2d(4, 6, 3)), ["0.before"]),
+        (Beside, ["first", "b"]),
+        # what leads to more outputs than the path does,
+        (Halves, ["a", "b", "both"]),
+        # and what is called twice can't be asked for.
+        (Shared, ["a"]),
+    ],
+    ids=["blocks", "dense", "beside", "halves", "shared"],
+)
+def test_kernels_that_come_with_others_are_their_own(make, alone, groups, double):
+    part = make()
+    names = [n for n, m in part.named_modules() if isinstance(m, nn.Conv2d) and n != "twice"]
+    shape, like = (groups, "matched", "transposed"), torch.zeros(())
+    paths, passes = Paths(part), []
+    for name in names:
+        path = paths.path(name)
+        if path.inputs % groups or path.outputs % groups:
+            with pytest.raises(ValueError, match="groups=2"):
+                path.kernels(shape, like, sampled=False)
+            continue
+        geometry = path.geometry(*shape)
+        if not any(ready.get(name) is not None for ready in paths.ready.values()):
+            passes.append(name)
+        found = path.kernels(shape, like, sampled=False)
+        assert found.shape == (path.outputs, path.inputs // groups, *geometry.kernel)
+        torch.testing.assert_close(found, path.product(geometry, like), rtol=1e-12, atol=1e-14)
+    assert passes == alone or groups == 2
 
 
 def test_dilation_is_the_number_of_layers_that_are_skipped():
@@ -352,10 +410,10 @@ def test_product_of_two_convolutions_by_hand(groups, double):
 def test_a_residual_block_counts_its_skip(double):
     block = Block(4, 4)
     part = nn.Sequential(block)
-    path = Paths(part).path("0.conv1", "conv1")
+    path = Paths(part).path("0.conv1")
     assert path.reach[0].extent == 5 and path.geometry(1, "matched", "transposed").dilation == (2, 2)
     stage = nn.Sequential(Block(4, 4), Block(4, 4))
-    through = Paths(stage).path("0.conv2", "conv2")
+    through = Paths(stage).path("0.conv2")
     assert through.reach[0].extent == 7
     centre = through.product(through.geometry(1, 1, "transposed"), torch.zeros(()).double())
     units = torch.zeros(4, 4, 13, 13)

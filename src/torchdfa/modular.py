@@ -127,13 +127,14 @@ class ModuleRule(FeedbackRule):
     def _convolution(self, site: Site) -> Feedback:
         assert site.path is not None
         path, like = site.path, site.weight
-        geometry = path.geometry(self.groups, self.dilation, self.upsample)
+        taken = (self.groups, self.dilation, self.upsample)
+        geometry = path.geometry(*taken)
         shape = (path.outputs, path.inputs // self.groups, *geometry.kernel)
         taps = torch.Size(shape[1:]).numel()
         precise = like if like.dtype == torch.float64 else like.float()
         # Where the size alone is wanted a few outputs' kernels tell it: composing all takes long in wide networks.
-        most = None if self.init == "product" else path.sample
-        composed = cache(lambda: path.product(geometry, precise, most).flatten(1))
+        sampled = self.init != "product"
+        composed = cache(lambda: path.kernels(taken, precise, sampled=sampled).flatten(1))
         site = dataclasses.replace(site, features=taps, product=composed)
         entries, size = self._entries(site, shape)
         if self.binary:

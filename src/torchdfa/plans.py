@@ -280,7 +280,7 @@ def _part_site(part: Part, inner: str, layer: nn.Module, structure: Structure) -
     name = part.name(inner)
     if isinstance(layer, nn.Linear):
         return replace(_site(part.module, inner, layer, structure), name=name)
-    path = part.paths.path(inner, name)
+    path = part.paths.path(inner)
 
     def product() -> Tensor:
         raise NotImplementedError("the product along a path depends on the geometry that is chosen for it")

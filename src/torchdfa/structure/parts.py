@@ -36,7 +36,7 @@ class Part:
     @cached_property
     def paths(self) -> Paths:
         """What leads through it, as convolutions."""
-        return Paths(self.module)
+        return Paths(self.module, self.name)
 
     @cached_property
     def gated(self) -> frozenset[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from torchdfa.feedback.conv import Channels, Conv, Geometry, Upsample
 from torchdfa.feedback.init import NoProductError
 from torchdfa.structure.base import CONVOLUTIONS
+from torchdfa.structure.kernels import Wanted, compose
 from torchdfa.structure.trace import (
     MOVING_MODULES,
     SQUASHES,
@@ -57,8 +59,6 @@ _POOLS: dict[str, type[nn.Module]] = {
     **{f"avg_pool{n}d": kind for n, kind in enumerate(_AVERAGE_POOLS, 1)},
 }
 _PRODUCTS = frozenset("mul mul_ imul".split())
-# Outputs whose kernels are composed at a time.
-_CHUNK = 128
 # Outputs of which a mean is taken where the size of all kernels is asked for, and multiply-adds to spend on them.
 _SAMPLE, _SAMPLED_PRODUCTS = 32, 2 * 10**10
 
@@ -88,25 +88,38 @@ class Reach:
         return Reach(extent, self.stride, left, extent - left + self.left + self.right - self.extent)
 
 
+# How a feedback convolution is to be made, whatever it stands for: groups, dilation, upsampling.
+Shape = tuple[int, int | str, Upsample]
+Note = Callable[[str, Tensor], Tensor]
+
+
 @dataclass(frozen=True)
 class Path:
     """The way from a convolution's input to a part's output, with everything but convolutions and pooling ignored.
 
     Attributes:
-        name: The convolution.
+        inner: Name of the convolution in the part.
+        name: As messages call it.
         inputs: Channels at its input.
         reached: Which channels of the part's output it leads to, booleans; others come from beside it.
         reach: Receptive field of one output position, a spatial dimension.
         weights: Of all convolutions on the way.
-        compose: Applies the composed linear map, average pooling standing for any pooling, to (N, inputs, size...).
+        above: Names in the part of the other convolutions on the way.
+        apply: Applies the composed linear map, average pooling standing for any pooling, to (N, inputs, size...). Given
+            a function, it calls it with the name and the input of every convolution on the way, its own first, and
+            goes on with what that returns.
+        paths: Those of the part.
     """
 
+    inner: str
     name: str
     inputs: int
     reached: Tensor
     reach: tuple[Reach, ...]
     weights: int
-    compose: Callable[[Tensor], Tensor]
+    above: tuple[str, ...]
+    apply: Callable[[Tensor, Note], Tensor]
+    paths: Paths
 
     @property
     def outputs(self) -> int:
@@ -149,35 +162,33 @@ class Path:
         products = self.weights * math.prod(r.extent for r in self.reach)
         return max(2, min(_SAMPLE, _SAMPLED_PRODUCTS // products))
 
-    def product(self, geometry: Geometry, like: Tensor, most: int | None = None) -> Tensor:
-        """Return the composed kernels at a geometry's taps, channels block-diagonal: its weight, in full precision.
+    def product(self, geometry: Geometry, like: Tensor) -> Tensor:
+        """Return the composed kernels at a geometry's taps: its weight; see :func:`.compose`."""
+        return compose(self, {self.inner: Wanted(self, geometry)}, like)[self.inner]
 
-        The error of one output position is sent back through the transposed convolutions; what arrives at the taps
-        is the kernel there. It is eq. 7 of Han & Yoo (2019) for convolutions.
+    def kernels(self, shape: Shape, like: Tensor, *, sampled: bool) -> Tensor:
+        """Return the composed kernels at the taps of the geometry of a shape.
+
+        One pass gives also those of the convolutions above; they are kept until they are asked for.
 
         Args:
-            geometry: As :meth:`geometry` makes it.
+            shape: Arguments of :meth:`geometry`.
             like: A tensor of the type and on the device to compute in.
-            most: Compose the kernels of at most so many outputs, evenly spaced.
+            sampled: Of some outputs alone, enough to tell the size of all.
         """
-        places = [-(-r.left // r.stride) for r in self.reach]
-        starts = [o * r.stride - r.left for o, r in zip(places, self.reach, strict=True)]
-        size = [start + r.extent for start, r in zip(starts, self.reach, strict=True)]
-        step = 1 if most is None else -(-self.outputs // most)
-        kernels = []
-        channels = self.reached.nonzero().flatten().to(like.device)
-        for rows in torch.arange(0, len(channels), step, device=like.device).split(_CHUNK):
-            with torch.enable_grad():
-                x = like.new_zeros(len(rows), self.inputs, *size, requires_grad=True)
-                y = self.compose(x)
-                unit = torch.zeros_like(y)
-                own = torch.arange(len(rows), device=y.device)
-                unit[(own, channels[rows], *places)] = 1
-                (kernel,) = torch.autograd.grad(y, x, unit)
-            taps = _taps(kernel, starts, [r.extent for r in self.reach], geometry)
-            group = rows // (len(channels) // geometry.groups)
-            kernels.append(taps.unflatten(1, (geometry.groups, -1))[own, group])
-        return torch.cat(kernels)
+        ready = self.paths.ready.setdefault((shape, like.dtype, like.device, sampled), {})
+        if ready.get(self.inner) is None:
+            wanted = {self.inner: Wanted(self, self.geometry(*shape))}
+            for name in self.above:
+                # What can't be is told where it is asked for.
+                with suppress(ValueError):
+                    if name not in ready:
+                        other = self.paths.path(name)
+                        wanted[name] = Wanted(other, other.geometry(*shape))
+            ready.update(compose(self, wanted, like, self.sample if sampled else None))
+        found, ready[self.inner] = ready[self.inner], None
+        assert found is not None
+        return found
 
 
 def _mask(channels: int, value: bool) -> Tensor:
@@ -192,28 +203,21 @@ def _spans(reached: Tensor) -> Channels | None:
     return Channels(len(reached), tuple(zip(edges[::2], edges[1::2], strict=True)))
 
 
-def _taps(kernel: Tensor, starts: list[int], extents: list[int], geometry: Geometry) -> Tensor:
-    """Pick the taps of a geometry, centred on the composed kernel; those that lie outside it are zero."""
-    whole = zip(starts, extents, geometry.kernel, geometry.dilation, geometry.extent, strict=True)
-    for dim, (start, extent, taps, step, reach) in enumerate(whole, start=2):
-        position = (extent - reach) // 2 + step * torch.arange(taps, device=kernel.device)
-        inside = (position >= 0) & (position < extent)
-        kernel = kernel.index_select(dim, start + position.clamp(0, extent - 1))
-        kernel = kernel * inside.to(kernel.dtype).view(-1, *[1] * (kernel.dim() - dim - 1))
-    return kernel
-
-
 class Paths:
     """The paths through one part of a network.
 
     Args:
         part: A module that takes a map and returns one.
+        shown: What messages call a module of it.
+
+    Attributes:
+        ready: Kernels that came with others', by what was asked for and by convolution; None: they were handed out.
 
     Raises:
         NoProductError: Its forward can't be traced.
     """
 
-    def __init__(self, part: nn.Module):
+    def __init__(self, part: nn.Module, shown: Callable[[str], str] = str):
         try:
             self.reader = Reader(part, trace(part))
         except UntraceableError as error:
@@ -221,6 +225,9 @@ class Paths:
                 f"the way through {type(part).__name__} can't be read, since its forward can't be traced ({error})."
             ) from error
         self.gates = self._find_gates()
+        self.shown = shown
+        self.found: dict[str, Path] = {}
+        self.ready: dict[tuple[Shape, torch.dtype, torch.device, bool], dict[str, Tensor | None]] = {}
 
     def _find_gates(self) -> set[fx.Node]:
         """Return all from a global pooling up to where a map is multiplied by what was made of it."""
@@ -249,14 +256,19 @@ class Paths:
         others = [value for value in node.args if value not in above]
         return self.reader.constant(others[0]) if len(above) == len(others) == 1 else None
 
-    def path(self, name: str, shown: str) -> Path:
-        """Return the path from the convolution ``name``, which messages call ``shown``.
+    def path(self, name: str) -> Path:
+        """Return the path from the convolution ``name``.
 
         Raises:
             NoProductError: Something other than convolutions, norms, activations, dropout, pooling, sums and joined
                 channels lies on the way, or the convolution is called more than once.
         """
-        reader = self.reader
+        if name not in self.found:
+            self.found[name] = self._follow(name)
+        return self.found[name]
+
+    def _follow(self, name: str) -> Path:
+        reader, shown = self.reader, self.shown(name)
         if reader.calls.get(name) != 1:
             raise NoProductError(f"{shown!r} is called {reader.calls.get(name, 0)} times in its module.")
         layer = reader.modules[name]
@@ -265,6 +277,7 @@ class Paths:
         start = next(n for n in reader.graph.nodes if n.op == "call_module" and reader.name(n) == name)
         found: dict[fx.Node, tuple[Reach, ...]] = {}
         steps: list[tuple[fx.Node, list[fx.Node], Callable[..., Tensor]]] = []
+        convolutions: dict[fx.Node, str] = {}
         # Which channels of each map depend on this one.
         reached: dict[fx.Node, Tensor] = {}
         weights = 0
@@ -281,6 +294,7 @@ class Paths:
             if isinstance(module, CONVOLUTIONS):
                 found[node] = _through(below, Geometry.of(module))
                 steps.append((node, above, _linear(module)))
+                convolutions[node] = reader.name(node)
                 groups = reached[node].view(module.groups, -1).any(1)
                 reached[node] = groups.repeat_interleave(module.out_channels // module.groups)
                 weights += module.weight.numel()
@@ -319,13 +333,18 @@ class Paths:
             raise NoProductError(f"{shown!r} does not lead to the one output of its module.")
         end = value
 
-        def compose(x: Tensor) -> Tensor:
+        def apply(x: Tensor, note: Note) -> Tensor:
             values: dict[fx.Node, Tensor] = {}
-            for node, above, apply in steps:
-                values[node] = apply(*(values[p] for p in above)) if above else apply(x)
+            for node, above, step in steps:
+                maps = [values[p] for p in above] or [x]
+                if node in convolutions:
+                    maps = [note(convolutions[node], *maps)]
+                values[node] = step(*maps)
             return values[end]
 
-        return Path(shown, layer.in_channels, reached[end], found[end], weights, compose)
+        # A convolution that is called twice has no kernels of its own.
+        others = (n for n in convolutions.values() if n != name and reader.calls[n] == 1)
+        return Path(name, shown, layer.in_channels, reached[end], found[end], weights, tuple(others), apply, self)
 
     def _channels(self, node: fx.Node, shown: str) -> int:
         """Return how many channels a map has that is not on the way.

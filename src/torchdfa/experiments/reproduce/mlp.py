@@ -46,8 +46,8 @@ def _line(
         model=replace(model, activation="tanh", init=start),
         rule=_RULES[rule],
         loss="binary",
-        # A step of a hundred layers takes as long as five to ten of the others': half of the epochs.
-        epochs=max(1, epochs // 2) if len(model.hidden) > 50 else epochs,
+        # A step of a hundred layers takes as long as five to ten of the others': a third of the epochs.
+        epochs=max(1, epochs // 3) if len(model.hidden) > 50 else epochs,
         batch_size=64,
         optimizer="rmsprop",
         schedule="cosine",
