@@ -23,6 +23,7 @@ import torchdfa as dfa
 from torchdfa.experiments.timing import interleaved
 from torchdfa.language import GPT
 from torchdfa.models import VGG16, ResNet
+from torchdfa.ops.bench import has_bfloat16
 
 CONVOLUTIONAL = {
     "BP": None,
@@ -111,6 +112,10 @@ def main() -> None:
     print(f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} thread")
     results: dict[str, dict[str, dict[str, float]]] = {}
     for name in (name for name in WORKLOADS if options.only in name):
+        bf16 = WORKLOADS[name][3]
+        if bf16 and not has_bfloat16():
+            print(f"\n{name}: left out, since oneDNN has no bfloat16 on this processor")
+            continue
         results[name] = measure(name, options.seconds)
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n")
