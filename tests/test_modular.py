@@ -164,6 +164,34 @@ class Dense(nn.Module):
         return self.last(torch.concat((given, h, self.conv(h)), dim=-3))
 
 
+class Shuffled(nn.Module):
+    """As in ShuffleNet: half of the channels pass by, the other half through a convolution; then they are mixed."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(channels // 2, channels // 2, 3, padding=1)
+
+    def forward(self, x):
+        a, b = x.chunk(2, dim=1)
+        x = torch.cat((a, self.conv(b)), dim=1)
+        n, channels, height, width = x.size()
+        x = x.view(n, 2, channels // 2, height, width)
+        return torch.transpose(x, 1, 2).contiguous().view(n, channels, height, width)
+
+
+class Ghost(nn.Module):
+    """As in GhostNet: cheap maps beside others, and as many of all as are asked for."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.cheap = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+
+    def forward(self, x):
+        found = torch.cat([x, self.cheap(x)], 1)[:, : 2 * x.shape[1] - 1, :, :]
+        first, last = torch.channel_shuffle(found[:, 1:], 2).split([3, 2 * x.shape[1] - 5], 1)
+        return torch.cat([last, first], 1)
+
+
 class Compositions:
     """Chains of convolutions and pooling in every geometry of VGG, ResNets and Nøkland's network, and odder ones."""
 
@@ -183,6 +211,9 @@ class Compositions:
         "gated": [nn.Conv2d(4, 6, 3, padding=1), Excited(6), nn.Conv2d(6, 8, 3), Excited(8, Mean())],
         "joined": [nn.Conv2d(4, 6, 3, padding=1), Joined(6), nn.Conv2d(17, 8, 3, stride=2)],
         "joined twice": [nn.Conv2d(4, 2, 3), Joined(2), nn.ReLU(), Joined(9), nn.Conv2d(23, 4, 1)],
+        "shuffled": [nn.Conv2d(4, 6, 3), Shuffled(6), nn.ReLU(), Shuffled(6), nn.Conv2d(6, 8, 1)],
+        "shuffled last": [nn.Conv2d(4, 6, 3, padding=1), Shuffled(6), Shuffled(6), nn.Conv2d(6, 8, 3), Shuffled(8)],
+        "sliced": [nn.Conv2d(4, 6, 3), Ghost(6), nn.Conv2d(10, 8, 3, stride=2)],
         "1-d": [nn.Conv1d(4, 8, 3, padding=1), nn.Conv1d(8, 4, 3, stride=2, padding=1)],
         "3-d": [nn.Conv3d(4, 2, 3, padding=1), nn.Conv3d(2, 4, 3, padding=1)],
     }
@@ -190,7 +221,11 @@ class Compositions:
 
 def linear(layers):
     """Return the layers with what eq. 7 ignores left out."""
-    kept = [m for m in layers if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.AvgPool2d, Scaled, Joined))]
+    kept = [
+        m
+        for m in layers
+        if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.AvgPool2d, Scaled, Joined, Shuffled, Ghost))
+    ]
     return nn.Sequential(*kept)
 
 
@@ -675,6 +710,19 @@ class Gated(nn.Module):
         return self.b(h) * h.sigmoid()
 
 
+class Cropped(nn.Module):
+    def __init__(self, mix=False):
+        super().__init__()
+        self.a, self.b, self.c, self.mix = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 2, 1), mix
+
+    def forward(self, x):
+        y = self.b(self.a(x))
+        if self.mix:
+            n, channels, height, width = y.shape
+            return self.c(y.view(channels, n, height, width).transpose(0, 1).view(n, channels, height, width))
+        return self.c(y[:, :, 1:])
+
+
 class Unknown(nn.Module):
     def __init__(self, along):
         super().__init__()
@@ -700,6 +748,16 @@ REFUSED = {
         lambda: nn.Sequential(Unknown(2)),
         {"modules": "0"},
         "feedback to '0.a', a Conv2d.*'cat' lies between",
+    ),
+    "rows left out": (
+        lambda: nn.Sequential(Cropped()),
+        {"modules": "0"},
+        "feedback to '0.b', a Conv2d.*'getitem' lies between",
+    ),
+    "channels of samples mixed": (
+        lambda: nn.Sequential(Cropped(mix=True)),
+        {"modules": "0"},
+        "feedback to '0.b', a Conv2d.*'view_1' lies between",
     ),
     "reshape": (
         lambda: nn.Sequential(nn.Sequential(nn.Conv2d(2, 6, 3), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(4, 3))),

@@ -18,6 +18,7 @@ from torchdfa.feedback.conv import Channels, Conv, Geometry, Upsample
 from torchdfa.feedback.init import NoProductError
 from torchdfa.structure.base import CONVOLUTIONS
 from torchdfa.structure.kernels import Wanted, compose
+from torchdfa.structure.moves import MOVING_CALLS, Moves
 from torchdfa.structure.trace import (
     MOVING_MODULES,
     SQUASHES,
@@ -225,6 +226,7 @@ class Paths:
                 f"the way through {type(part).__name__} can't be read, since its forward can't be traced ({error})."
             ) from error
         self.gates = self._find_gates()
+        self.dims = next((len(m.kernel_size) for m in self.reader.modules.values() if isinstance(m, CONVOLUTIONS)), 2)
         self.shown = shown
         self.found: dict[str, Path] = {}
         self.ready: dict[tuple[Shape, torch.dtype, torch.device, bool], dict[str, Tensor | None]] = {}
@@ -280,17 +282,28 @@ class Paths:
         convolutions: dict[fx.Node, str] = {}
         # Which channels of each map depend on this one.
         reached: dict[fx.Node, Tensor] = {}
+        moves = Moves(dims, lambda node: len(reached[node]) if node in found else None)
         weights = 0
         for node in reader.graph.nodes:
-            above = [p for p in node.all_input_nodes if p in found and not is_size(node)]
+            above = [p for p in node.all_input_nodes if (p in found or p in moves.pieces) and not is_size(node)]
             if node is not start and (not above or node in self.gates):
                 continue
             if node.op == "output":
                 break
-            below = found[above[0]] if above else (Reach(),) * dims
-            reached[node] = reached[above[0]] if above else _mask(layer.in_channels, True)
             call = reader.call(node)
+            split = [p for p in above if p in moves.pieces]
+            if call in MOVING_CALLS and (split or call not in _PASSING_CALLS) and moves.follow(node, above):
+                if (taken := moves.taken(node)) is not None:
+                    source, own = taken
+                    del moves.pieces[node]
+                    found[node], reached[node] = found[source], reached[source][own]
+                    steps.append((node, [source], _selected(own)))
+                continue
+            if split:
+                raise self._nothing_stands_for(split[0], layer, shown)
+            below = found[above[0]] if above else (Reach(),) * dims
             module = reader.module(node) if node.op == "call_module" else _pool(node, call)
+            reached[node] = reached[above[0]] if above else _mask(layer.in_channels, True)
             if isinstance(module, CONVOLUTIONS):
                 found[node] = _through(below, Geometry.of(module))
                 steps.append((node, above, _linear(module)))
@@ -320,12 +333,7 @@ class Paths:
                 where = [above.index(p) if p in above else None for p in parts]
                 steps.append((node, above, _join(where, [len(m) for m in maps])))
             else:
-                raise NoProductError(
-                    f"feedback to {shown!r}, a {type(layer).__name__}, is a convolution that stands for what leads to "
-                    f"its module's output; but {reader.described(node)}, which no convolution stands for. Choose "
-                    "modules=, parts of the network of convolutions, norms, activations, pooling, sums and joined "
-                    "channels alone; or give this one BP."
-                )
+                raise self._nothing_stands_for(node, layer, shown)
         else:
             raise AssertionError("a graph has an output")
         (value,) = node.args
@@ -346,6 +354,14 @@ class Paths:
         others = (n for n in convolutions.values() if n != name and reader.calls[n] == 1)
         return Path(name, shown, layer.in_channels, reached[end], found[end], weights, tuple(others), apply, self)
 
+    def _nothing_stands_for(self, node: fx.Node, layer: nn.Module, shown: str) -> NoProductError:
+        return NoProductError(
+            f"feedback to {shown!r}, a {type(layer).__name__}, is a convolution that stands for what leads to its "
+            f"module's output; but {self.reader.described(node)}, which no convolution stands for. Choose modules=, "
+            "parts of the network of convolutions, norms, activations, pooling, sums, joined and moved channels alone; "
+            "or give this one BP."
+        )
+
     def _channels(self, node: fx.Node, shown: str) -> int:
         """Return how many channels a map has that is not on the way.
 
@@ -364,13 +380,27 @@ class Paths:
             return module.out_channels
         if (own := _normed(module)) is not None:
             return own
-        if parts := _joined(node, self.reader.call(node), 2):
+        if parts := _joined(node, self.reader.call(node), self.dims):
             each = [self._made(part) for part in parts]
             if all(n is not None for n in each):
                 return sum(n for n in each if n is not None)
         elif self._keeps(node):
             return self._made(self.reader.tensors(node)[0])
+        elif (own := self._left(node)) is not None:
+            return own
         return self._taken(node)
+
+    def _left(self, node: fx.Node) -> int | None:
+        """Return how many channels are left of a map's by calls that move them, or None where that can't be told."""
+        call, source = self.reader.call, node
+        while call(source) in MOVING_CALLS and self.reader.tensors(source):
+            source = self.reader.tensors(source)[0]
+        if source is node:
+            return None
+        channels = self._made(source)
+        moves = Moves(self.dims, lambda n: channels if n is source else None)
+        taken = moves.taken(node) if moves.follow(node, [source]) else None
+        return None if taken is None else len(taken[1])
 
     def _taken(self, node: fx.Node) -> int | None:
         """Return how many channels those take that are given a map, or None where that can't be told."""
@@ -379,7 +409,7 @@ class Paths:
             if isinstance(module, CONVOLUTIONS):
                 return module.in_channels
             found = _normed(module)
-            if found is None and (self._keeps(user) or _joined(user, self.reader.call(user), 2) == [node]):
+            if found is None and (self._keeps(user) or _joined(user, self.reader.call(user), self.dims) == [node]):
                 found = self._taken(user)
             if found is not None:
                 return found
@@ -410,6 +440,13 @@ def _linear(layer: Conv) -> Callable[[Tensor], Tensor]:
 def _scaled(factor: Tensor | float) -> Callable[[Tensor], Tensor]:
     def apply(x: Tensor) -> Tensor:
         return x * (factor.detach().to(x.dtype) if isinstance(factor, Tensor) else factor)
+
+    return apply
+
+
+def _selected(channels: Tensor) -> Callable[[Tensor], Tensor]:
+    def apply(x: Tensor) -> Tensor:
+        return x.index_select(1, channels.to(x.device))
 
     return apply
 
