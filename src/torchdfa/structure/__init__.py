@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 
 from torchdfa.structure.base import CONVOLUTIONS, CUTTABLE, LAYERS, RECURRENT, Arguments, Structure, call, undisturbed
+from torchdfa.structure.follow import Paths
 from torchdfa.structure.outputs import NotATensorError, describe, pick, put
 from torchdfa.structure.parts import Part, find_parts
-from torchdfa.structure.path import Paths
 from torchdfa.structure.run import inputs_of, run_structure
 from torchdfa.structure.trace import UntraceableError, trace_structure
 

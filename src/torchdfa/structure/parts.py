@@ -12,7 +12,8 @@ from torch import nn
 
 from torchdfa.feedback.init import NoProductError
 from torchdfa.structure.base import CONVOLUTIONS, RECURRENT
-from torchdfa.structure.path import PASSING, Paths
+from torchdfa.structure.calls import PASSING
+from torchdfa.structure.follow import Paths
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
