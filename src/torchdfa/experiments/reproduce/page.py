@@ -233,8 +233,11 @@ def _legend(experiment: Experiment, measure: Measure, found: Sequence[Standing])
         text += "mean over the seeds, paired, to the row that is named, with p of a paired t-test."
     if any(s.line.has_curve for s in found):
         text += " Epochs to match: the first epoch at which the mean accuracy reaches that row's last."
-    trunk = "gradient of all below the last layer" if measure.falls else "convolutions' gradient"
-    text += f" Trunk: angle between the {trunk} and the true one, and the ratio of their lengths, mean over the run."
+    if any(s.trunk for s in found):
+        trunk = "gradient of all below the last layer" if measure.falls else "convolutions' gradient"
+        text += (
+            f" Trunk: angle between the {trunk} and the true one, and the ratio of their lengths, mean over the run."
+        )
     if experiment.costs:
         text += " Multiply-adds: those of error propagation over back-propagation's (`torchdfa.costs`)."
     return text
