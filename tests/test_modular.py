@@ -14,6 +14,7 @@ from torchdfa.feedback import BinaryConvFeedback, ConvFeedback, Geometry
 from torchdfa.functional import reference_broadcast
 from torchdfa.models import VGG16, NoklandConv
 from torchdfa.structure import LAYERS, Paths, find_parts
+from torchdfa.structure.kernels import Wanted, compose
 
 
 def parts(model, patterns=None):
@@ -229,6 +230,11 @@ def linear(layers):
     return nn.Sequential(*kept)
 
 
+def product(path, geometry, like):
+    """Return the kernels of one path at the taps of any geometry, in a pass of its own."""
+    return compose(path, {path.inner: Wanted(path, geometry)}, like)[path.inner]
+
+
 compositions = pytest.mark.parametrize("layers", Compositions.cases.values(), ids=Compositions.cases.keys())
 SIZES = {1: [(9,), (12,)], 2: [(9, 8), (12, 11)], 3: [(4, 5, 6)]}
 
@@ -254,7 +260,7 @@ def test_the_whole_composition_is_the_product_of_the_matrices(layers):
         (1,) * len(path.reach),
         tuple((r.left, r.right) for r in path.reach),
     )
-    weight = path.product(full, torch.zeros((), dtype=torch.float64))
+    weight = product(path, full, torch.zeros((), dtype=torch.float64))
     for size in SIZES[len(path.reach)]:
         expected = jacobian(layers, size)
         found = ConvFeedback(weight, full).matrix(size)
@@ -302,7 +308,7 @@ def test_channels_that_are_joined_with_others(double):
     dense = Dense(4)
     path = Paths(nn.Sequential(dense)).path("0.before")
     assert (path.inputs, path.outputs) == (4, 4) and path.reach[0].extent == 3
-    found = path.product(path.geometry(1, 1, "transposed"), torch.zeros(()).double())
+    found = product(path, path.geometry(1, 1, "transposed"), torch.zeros(()).double())
     last, conv, before = (m.weight.detach() for m in (dense.last, dense.conv, dense.before))
     expected = torch.einsum("ok,kcxy,ci->oixy", last[:, 9:, 0, 0], conv, before[:, :, 0, 0])
     expected[:, :, 1, 1] += last[:, 4:9, 0, 0] @ before[:, :, 0, 0]
@@ -398,7 +404,7 @@ def test_kernels_that_come_with_others_are_their_own(make, alone, groups, double
             passes.append(name)
         found = path.kernels(shape, like, sampled=False)
         assert found.shape == (path.outputs, path.inputs // groups, *geometry.kernel)
-        torch.testing.assert_close(found, path.product(geometry, like), rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(found, product(path, geometry, like), rtol=1e-12, atol=1e-14)
     assert passes == alone or groups == 2
 
 
@@ -450,7 +456,7 @@ def test_a_residual_block_counts_its_skip(double):
     stage = nn.Sequential(Block(4, 4), Block(4, 4))
     through = Paths(stage).path("0.conv2")
     assert through.reach[0].extent == 7
-    centre = through.product(through.geometry(1, 1, "transposed"), torch.zeros(()).double())
+    centre = product(through, through.geometry(1, 1, "transposed"), torch.zeros(()).double())
     units = torch.zeros(4, 4, 13, 13)
     units[torch.arange(4), torch.arange(4), 6, 6] = 1
     a, b, c = stage[0].conv2, stage[1].conv1, stage[1].conv2

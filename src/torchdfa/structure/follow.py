@@ -88,8 +88,8 @@ class Paths:
         """Return the path from the convolution ``name``.
 
         Raises:
-            NoProductError: Something other than convolutions, norms, activations, dropout, pooling, sums and joined
-                channels lies on the way, or the convolution is called more than once.
+            NoProductError: Something other than convolutions, norms, activations, dropout, pooling, sums, joined and
+                moved channels lies on the way, or the convolution is called more than once.
         """
         if name not in self.found:
             self.found[name] = self._follow(name)

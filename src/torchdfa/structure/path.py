@@ -121,12 +121,8 @@ class Path:
         products = self.weights * math.prod(r.extent for r in self.reach)
         return max(2, min(_SAMPLE, _SAMPLED_PRODUCTS // products))
 
-    def product(self, geometry: Geometry, like: Tensor) -> Tensor:
-        """Return the composed kernels at a geometry's taps: its weight; see :func:`.compose`."""
-        return compose(self, {self.inner: Wanted(self, geometry)}, like)[self.inner]
-
     def kernels(self, shape: Shape, like: Tensor, *, sampled: bool) -> Tensor:
-        """Return the composed kernels at the taps of the geometry of a shape.
+        """Return the composed kernels at the taps of the geometry of a shape; see :func:`.compose`.
 
         One pass gives also those of the convolutions above; they are kept until they are asked for.
 
