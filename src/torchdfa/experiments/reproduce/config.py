@@ -39,7 +39,7 @@ class ReproduceConfig:
 
     Args:
         scale: small: quarter-width VGG-16, 5,000 images, 20 epochs. medium: 50,000 images. paper: full width and 50
-            epochs. For the MLPs all images, and 20, 50 or 300 epochs; for hybrid-cnn 8, 20 or 50 epochs. For texts
+            epochs. For the MLPs all images, and 10, 50 or 300 epochs; for hybrid-cnn 8, 20 or 50 epochs. For texts
             small is 100,000 words or 160,000 characters and 4 epochs, the others the whole text and larger models.
         data: cifar10, cifar100 or tiny-imagenet100-32 (a 100-class stand-in); for the MLPs mnist or fashion-mnist; for
             hybrid-rnn and transformer wikitext-2 or tiny-shakespeare. By default the experiment's own.
