@@ -304,6 +304,14 @@ def test_a_missing_package_says_what_to_install(call, monkeypatch, missing):
     assert status == 2 and missing in err and re.search(r"pip install ['\"]torchdfa\[train\]['\"]", err)
 
 
+def test_help_does_not_wait_for_the_compiler():
+    """It takes as long to import as all of torch, and comes along with torchvision."""
+    code = "import sys, torchdfa.cli as cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\n"
+    code += "print({'torch._dynamo', 'torchvision'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.endswith("set()\n"), done.stderr or done.stdout
+
+
 def test_a_missing_package_of_the_accelerator_is_of_its_extra():
     code = "import sys; sys.modules['amaranth'] = None; from torchdfa.cli import main; sys.exit(main(['hardware']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -77,9 +77,12 @@ class Scope:
         return {**self.__dict__, "forwards": {}}
 
 
-@torch.compiler.assume_constant_result
 def _thread() -> int:
     return threading.get_ident()
+
+
+# What torch.compiler.assume_constant_result does, without importing the compiler, which takes as long as all of torch.
+_thread._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class _Hook:

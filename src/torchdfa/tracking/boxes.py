@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_convert, box_iou
 
 # A target narrower than this can't be told from its surroundings; samples and results are not made smaller.
 SMALLEST = 3.0
@@ -22,6 +21,9 @@ class BoxError(ValueError):
 
 def overlaps(boxes: Tensor, box: Tensor) -> Tensor:
     """Return the intersection over union of each of ``boxes`` (N, 4) with ``box`` (4,), shape (N,)."""
+    # Here, since torchvision imports torch's compiler, for which no other command should wait.
+    from torchvision.ops import box_convert, box_iou
+
     return box_iou(box_convert(boxes, "xywh", "xyxy"), box_convert(box[None], "xywh", "xyxy"))[:, 0]
 
 

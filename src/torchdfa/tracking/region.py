@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import roi_align
 
 from torchdfa.tracking.backbones import Trunk
 from torchdfa.tracking.geometry import Grid
@@ -125,6 +124,9 @@ class Region:
         Each layer's map is averaged in bins × bins cells of the box by ``roi_align``, after the box is widened about
         its centre.
         """
+        # Here, since torchvision imports torch's compiler, for which no other command should wait.
+        from torchvision.ops import roi_align
+
         size = boxes[:, 2:] * widen
         boxes = torch.cat([boxes[:, :2] + (boxes[:, 2:] - size) / 2, size], dim=1)
         pooled = [
