@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ from torch import nn
 from torchdfa.hooks import Node, Scope, install, remove
 from torchdfa.plans import Plan, assign, listed, make_plans
 from torchdfa.rules import Rule
-from torchdfa.structure import LAYERS
+from torchdfa.structure import LAYERS, PartName
 
 Model = TypeVar("Model", bound=nn.Module)
 _MARK = "_torchdfa"
@@ -39,7 +39,7 @@ def convert(
     model: Model,
     rule: Rule | Mapping[str, Rule],
     *,
-    output: str | int | None = None,
+    output: PartName | Sequence[PartName] | None = None,
     example: Any | None = None,
 ) -> Model:
     """Make ``loss.backward()`` train ``model`` by ``rule``, in place, and return it.
@@ -59,8 +59,10 @@ def convert(
         rule: One rule for the model, or a rule a pattern: shell patterns on module names, of which the first that
             matches a layer decides. Layers that none matches keep BP.
         output: What the error is taken of, where the model returns no tensor: a key, attribute or position of what
-            it returns, or the name of the module that computes it. By default it is what the model returns; where
-            that comes out of an activation (softmax …) on a Linear layer, that layer's output (the papers' p - y).
+            it returns, or the name of the module that computes it. Or several parts of what it returns, as of a
+            network with several heads: a layer then gets the errors of those that it leads to, side by side. By default
+            it is what the model returns; where that comes out of an activation (softmax …) on a Linear layer, that
+            layer's output (the papers' p - y).
         example: An input like those of training: a tensor, a tuple of arguments or a dict of keyword arguments, of any
             batch size. Needed where convolutions get direct feedback, since that covers every element of their input
             map, and where the model can't be traced.
@@ -74,7 +76,10 @@ def convert(
         _refuse(model)
         rules = assign(model, rule)
         _warn_of_unknown(model, rule)
-        return _install(model, rules, make_plans(model, rule, rules, output, example))
+        parts = output if output is None or isinstance(output, (str, int)) else tuple(output)
+        if parts == ():
+            raise ValueError("output=() names no part of what the model returns.")
+        return _install(model, rules, make_plans(model, rule, rules, parts, example))
     except ValueError as error:
         raise type(error)(f"convert: {error}") from error
 

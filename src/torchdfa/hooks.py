@@ -23,7 +23,7 @@ from torchdfa.functional.cut_runs import cut_runs
 from torchdfa.functional.recurrent import State, Weights, live_steps, run_layers, weights_of
 from torchdfa.modular import ModuleRule
 from torchdfa.plans import Plan, Span
-from torchdfa.structure import pick, put
+from torchdfa.structure import PartName, join, pick, put, split
 from torchdfa.structure.base import input_of, with_input
 from torchdfa.structure.outputs import parts
 
@@ -52,14 +52,14 @@ class Scope:
     """A module from whose output errors are sent.
 
     Attributes:
-        part: The part of the module's output that the error is taken of; None for all of it.
+        parts: The parts of the module's output that the error is taken of; none for all of it.
         names: Of the layers whose input is cut.
         node: The autograd node, or its reference twin.
         enabled: False within :func:`backprop`.
         forwards: The forward under way, by thread: one may train a model that others evaluate.
     """
 
-    part: str | int | None = None
+    parts: tuple[PartName, ...] = ()
     names: tuple[str, ...] = ()
     node: Node = broadcast
     enabled: bool = True
@@ -144,20 +144,25 @@ class _End(_Hook):
         if not forward.cuts:
             return None
         cuts, forward.cuts = forward.cuts, []
-        if scope.part is None:
+        if not scope.parts:
             return _serve(scope, output, cuts)
         if not torch.compiler.is_compiling():
-            _warn_of_losses(output, scope.part)
-        return put(output, scope.part, _serve(scope, pick(output, scope.part), cuts))
+            _warn_of_losses(output, scope.parts)
+        tensors = [pick(output, part) for part in scope.parts]
+        served = split(_serve(scope, join(tensors), cuts), tensors)
+        for part, tensor in zip(scope.parts, served, strict=True):
+            output = put(output, part, tensor)
+        return output
 
 
-def _warn_of_losses(output: Any, part: str | int) -> None:
+def _warn_of_losses(output: Any, taken: Sequence[PartName]) -> None:
     """Warn of losses that a model made of its output before the error's way was tied to that."""
+    shown = " and ".join(map(repr, taken))
     for name, value in parts(output).items():
-        if isinstance(value, Tensor) and not value.dim() and value.requires_grad and name != part:
+        if isinstance(value, Tensor) and not value.dim() and value.requires_grad and name not in taken:
             warnings.warn(
-                f"the model returns a scalar {name!r} beside {part!r}, at which the error is taken. If it is a loss "
-                f"made of {part!r} inside the model, its gradient sends no error to the layers that are cut: make the "
+                f"the model returns a scalar {name!r} beside {shown}, at which the error is taken. If it is a loss "
+                f"made of {shown} inside the model, its gradient sends no error to the layers that are cut: make the "
                 "loss outside, or pass convert the name of the module that makes that output.",
                 stacklevel=2,
             )
@@ -326,7 +331,7 @@ def install(model: nn.Module, plans: Sequence[Plan]) -> list[Scope]:
     for plan in plans:
         if plan.span not in unrolled:
             cut[plan.span].append(plan.name)
-    scopes = {span: Scope(span.part, tuple(names)) for span, names in cut.items()}
+    scopes = {span: Scope(span.parts, tuple(names)) for span, names in cut.items()}
     for span, scope in scopes.items():
         if span not in unrolled:
             modules[span.begin].register_forward_pre_hook(_Begin(scope), prepend=True)

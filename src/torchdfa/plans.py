@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from torchdfa.feedback import Feedback
 from torchdfa.feedback.init import Site
+from torchdfa.feedback.target import TargetFeedback
 from torchdfa.feedback.time import Feedbacks, TimeFeedback
 from torchdfa.functional.recurrent import Weights, suffixes, weights_of
 from torchdfa.modular import ModuleRule
@@ -22,7 +23,9 @@ from torchdfa.structure import (
     RECURRENT,
     Arguments,
     NotATensorError,
+    Output,
     Part,
+    PartName,
     Structure,
     describe,
     find_parts,
@@ -38,12 +41,12 @@ class Span:
     Attributes:
         begin: Name of the module with whose forward it begins.
         end: Name of the module with whose forward it ends.
-        part: The part of that module's output that the error is taken of; None for all of it.
+        parts: The parts of that module's output that the error is taken of; none for all of it.
     """
 
     begin: str
     end: str
-    part: str | int | None = None
+    parts: tuple[PartName, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def assign(model: nn.Module, rule: Rule | Mapping[str, Rule]) -> dict[str, Rule]
 
 
 def make_plans(
-    model: nn.Module, rule: Rule | Mapping[str, Rule], rules: Mapping[str, Rule], output: str | int | None, example: Any
+    model: nn.Module, rule: Rule | Mapping[str, Rule], rules: Mapping[str, Rule], output: Output, example: Any
 ) -> list[Plan]:
     """Return the cuts that a rule makes in a model.
 
@@ -106,11 +109,9 @@ def make_plans(
     parts = _divide(model, rules)
     entered = [part.begin for part, r in parts if r.between == "network"]
     structure = read_structure(model, output, example, local=not any(r.wide for r in active), also=entered)
-    network = Span("", structure.end, None if structure.end else output)
-    plans = [
-        *_plan_layers(model, rules, structure, network),
-        *_plan_parts(model, rules, parts, structure, network, example),
-    ]
+    if not structure.parts and output is not None and not structure.end:
+        structure = replace(structure, parts={output: structure})
+    plans = [*_plan_layers(model, rules, structure), *_plan_parts(model, rules, parts, structure, example)]
     if not plans:
         raise ValueError(
             f"{_shown(rule)} cuts nothing in {type(model).__name__}: none of its layers lies above another one with "
@@ -120,7 +121,7 @@ def make_plans(
     return plans
 
 
-def _plan_layers(model: nn.Module, rules: Mapping[str, Rule], structure: Structure, network: Span) -> list[Plan]:
+def _plan_layers(model: nn.Module, rules: Mapping[str, Rule], structure: Structure) -> list[Plan]:
     """Make the feedback of every layer to cut under the rules that know layers, not modules."""
     modules = dict(model.named_modules())
     wanted = {n: r for n, r in rules.items() if not isinstance(r, BP) and not r.freezes and not r.modular}
@@ -149,10 +150,23 @@ def _plan_layers(model: nn.Module, rules: Mapping[str, Rule], structure: Structu
         if name not in structure.fed or not (rule.local or name in structure.leading):
             continue
         layer = modules[name]
-        feedback = rule.feedback(_local_site(name, layer) if rule.local else _site(model, name, layer, structure))
-        if feedback is not None:
-            plans.append(Plan(name, rule, feedback, Span(name, name) if rule.local else network))
+        if not rule.local:
+            plans += _plan_cut(model, name, rule, structure)
+        elif (feedback := rule.feedback(_local_site(name, layer))) is not None:
+            plans.append(Plan(name, rule, feedback, Span(name, name)))
     return plans
+
+
+def _plan_cut(model: nn.Module, name: str, rule: Rule, structure: Structure) -> list[Plan]:
+    """Make the feedback that carries the network's error to a module, from the parts of the output that it leads to."""
+    seen = structure.toward(name)
+    feedback = rule.feedback(_site(model, name, model.get_submodule(name), seen))
+    if len(seen.parts) > 1 and isinstance(feedback, TargetFeedback):
+        raise ValueError(
+            f"{name!r} leads to the parts {', '.join(map(repr, seen.parts))} of the output, and "
+            f"{type(rule).__name__} reads the targets off the error of one. Give it another rule, by name."
+        )
+    return [] if feedback is None else [Plan(name, rule, feedback, Span("", seen.end, tuple(seen.parts)))]
 
 
 def _around(unseen: Sequence[str], seen: Sequence[str]) -> list[str]:
@@ -186,7 +200,6 @@ def _plan_parts(
     rules: Mapping[str, Rule],
     parts: Sequence[tuple[Part, ModuleRule]],
     structure: Structure,
-    network: Span,
     example: Any | None,
 ) -> list[Plan]:
     """Make the feedback of every cut under the module-wise rules."""
@@ -198,12 +211,11 @@ def _plan_parts(
             plans += _plan_recurrent(part, rule, part.begin in structure.fed)
             continue
         if rule.between == "network" and _entered(part, rule, structure):
-            site = _site(model, part.begin, modules[part.begin], structure)
-            plans.append(Plan(part.begin, rule, rule.feedback(site), network))
+            plans += _plan_cut(model, part.begin, rule, structure)
         if not (rule.within or rule.between == "module"):
             continue
-        inside, piece = _inside(part, inputs.get(part.begin))
-        span = Span(part.begin, part.end, piece)
+        inside, pieces = _inside(part, inputs.get(part.begin))
+        span = Span(part.begin, part.end, pieces)
         for inner in inside.order:
             if inner not in inside.leading:
                 continue
@@ -259,16 +271,16 @@ def _entered(part: Part, rule: ModuleRule, structure: Structure) -> bool:
     )
 
 
-def _inside(part: Part, given: Arguments | None) -> tuple[Structure, int | None]:
+def _inside(part: Part, given: Arguments | None) -> tuple[Structure, tuple[PartName, ...]]:
     """Read a part's structure, and which piece of its output is the activation: the first, where there are several."""
     shown = f"the module {part.begin!r}, a {type(part.module).__name__},"
     try:
         try:
-            return read_structure(part.module, None, given), None
+            return read_structure(part.module, None, given), ()
         except NotATensorError as error:
             if not isinstance(error.value, (tuple, list)):
                 raise
-            return read_structure(part.module, 0, given), 0
+            return read_structure(part.module, 0, given), (0,)
     except NotATensorError as error:
         raise ValueError(
             f"{shown} returns {describe(error.value)}, expected a tensor, or a tuple that begins with one. Choose "

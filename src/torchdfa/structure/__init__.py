@@ -9,7 +9,7 @@ from torch import nn
 
 from torchdfa.structure.base import CONVOLUTIONS, CUTTABLE, LAYERS, RECURRENT, Arguments, Structure, call, undisturbed
 from torchdfa.structure.follow import Paths
-from torchdfa.structure.outputs import NotATensorError, describe, pick, put
+from torchdfa.structure.outputs import NotATensorError, Output, PartName, describe, join, pick, put, split
 from torchdfa.structure.parts import Part, find_parts
 from torchdfa.structure.run import inputs_of, run_structure
 from torchdfa.structure.trace import UntraceableError, trace_structure
@@ -21,23 +21,27 @@ __all__ = [
     "RECURRENT",
     "Arguments",
     "NotATensorError",
+    "Output",
     "Part",
+    "PartName",
     "Paths",
     "Structure",
     "call",
     "describe",
     "find_parts",
     "inputs_of",
+    "join",
     "pick",
     "put",
     "read_structure",
+    "split",
     "undisturbed",
 ]
 
 
 def read_structure(
     model: nn.Module,
-    output: str | int | None,
+    output: Output,
     example: Any | None,
     *,
     local: bool = False,

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from torchdfa.feedback.init import NoProductError
-from torchdfa.structure.outputs import describe
+from torchdfa.structure.outputs import PartName, describe, joined_shape
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 CUTTABLE = (nn.Linear, *CONVOLUTIONS)
@@ -38,6 +38,7 @@ class Structure:
         inputs: Shape of the input of each layer in ``order``; empty without an example.
         chain: Names of the Linear layers that lead to the output without a branch, the last first.
         chain_end: Why the chain goes no further.
+        parts: Where the scope's output is several parts: what is known of each, seen from it alone.
     """
 
     order: tuple[str, ...]
@@ -50,6 +51,27 @@ class Structure:
     chain: tuple[str, ...] = ()
     chain_end: str = ""
     above: frozenset[str] = frozenset()
+    parts: Mapping[PartName, Structure] = field(default_factory=dict)
+
+    def joined(self, parts: Mapping[PartName, Structure]) -> Structure:
+        """Return this structure, seen from several parts of the output at once."""
+        outputs = [part.output for part in parts.values() if part.output is not None]
+        errors = [part.errors for part in parts.values()]
+        unknown = (f"in its part {key!r} {part.chain_end}" for key, part in parts.items() if part.errors is None)
+        return replace(
+            self,
+            leading=frozenset().union(*(part.leading for part in parts.values())),
+            errors=None if None in errors else sum(n for n in errors if n is not None),
+            output=joined_shape(outputs) if outputs else None,
+            chain_end=next(unknown, ""),
+            parts=parts,
+        )
+
+    def toward(self, name: str) -> Structure:
+        """Return the structure, seen from those parts of the output that a layer leads to: from all of it without."""
+        if not self.parts:
+            return self
+        return self.joined({key: part for key, part in self.parts.items() if name in part.leading})
 
     def product(self, model: nn.Module, name: str) -> Tensor:
         """Return ``W_L … W_{i+1}`` (eq. 7 of Han & Yoo 2019), shape (K, H), float64, for the cut at ``name``'s input.
@@ -57,6 +79,8 @@ class Structure:
         Raises:
             NoProductError: What leads from ``name`` to the output is no chain of Linear layers.
         """
+        if self.parts:
+            return torch.cat([part.product(model, name) for part in self.parts.values()])
         if name not in self.chain:
             raise NoProductError(
                 f"init='product' for {name!r}: no product of forward weights leads from the output to its input, since "

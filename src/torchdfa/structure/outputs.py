@@ -1,12 +1,20 @@
-"""Reach into what a model returns: one part of a tuple, a dict or a data class."""
+"""Reach into what a model returns: parts of a tuple, a dict or a data class."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
+
+# A part of what a model returns: its key, attribute or position.
+PartName = str | int
+# What a scope's output is: a part, or the name of the module that makes it; several parts; all that is returned.
+Output = PartName | tuple[PartName, ...] | None
 
 
 class NotATensorError(ValueError):
@@ -19,7 +27,8 @@ def not_a_tensor(value: Any) -> NotATensorError:
     """Return the error for a scope's output that is no tensor."""
     error = NotATensorError(
         f"the scope's output is {describe(value)}, expected a tensor with a row a sample. Pass output=..., naming "
-        "the part (a key, an attribute, a position) or the module that computes what the loss is taken of."
+        "the part (a key, an attribute, a position; several as a tuple) or the module that computes what the loss is "
+        "taken of."
     )
     error.value = value
     return error
@@ -52,6 +61,55 @@ def put(value: Any, part: str | int, tensor: Tensor) -> Any:
         return replace(value, **{str(part): tensor})
     setattr(value, str(part), tensor)
     return value
+
+
+def join(tensors: Sequence[Any]) -> Any:
+    """Return several parts of an output as one tensor, of the shape that :func:`joined_shape` says.
+
+    Raises:
+        ValueError: One of several is no tensor, or they have different numbers of samples.
+    """
+    if len(tensors) == 1:
+        return tensors[0]
+    for value in tensors:
+        if not isinstance(value, Tensor) or not value.dim():
+            raise not_a_tensor(value)
+    shape = joined_shape([t.shape for t in tensors])
+    return torch.cat(
+        [t.reshape(*shape[:-1], width) for t, width in zip(tensors, _widths(tensors, shape), strict=True)], dim=-1
+    )
+
+
+def split(joined: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return what was joined, piece by piece, in the shapes and types of the parts."""
+    if len(tensors) == 1:
+        return [joined]
+    ends = [0, *itertools.accumulate(_widths(tensors, joined.shape))]
+    pieces = [joined[..., begin:end] for begin, end in itertools.pairwise(ends)]
+    # Copies: from views that enter another compiled hook torch.compile loses the way back.
+    return [piece.reshape(t.shape).to(t.dtype, copy=True) for piece, t in zip(pieces, tensors, strict=True)]
+
+
+def joined_shape(shapes: Sequence[torch.Size]) -> torch.Size:
+    """Return the shape of several parts as one: (N, ..., ΣK) where all are (N, ..., K), else (N, all their entries).
+
+    Raises:
+        ValueError: They have different numbers of samples.
+    """
+    if len(shapes) == 1:
+        return shapes[0]
+    first = shapes[0]
+    if any(shape[0] != first[0] for shape in shapes):
+        raise ValueError(
+            f"the parts of the output have the shapes {[tuple(s) for s in shapes]}, expected a row a sample in each."
+        )
+    if len(first) > 1 and all(shape[:-1] == first[:-1] for shape in shapes):
+        return torch.Size((*first[:-1], sum(shape[-1] for shape in shapes)))
+    return torch.Size((first[0], sum(math.prod(shape[1:]) for shape in shapes)))
+
+
+def _widths(tensors: Sequence[Tensor], joined: torch.Size) -> list[int]:
+    return [math.prod(t.shape[len(joined) - 1 :]) for t in tensors]
 
 
 def parts(value: Any) -> Mapping[Any, Any]:

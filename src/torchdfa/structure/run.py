@@ -13,12 +13,12 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
 from torchdfa.structure.base import LAYERS, Arguments, Structure, call, input_of, undisturbed
-from torchdfa.structure.outputs import behind_softmax, not_a_tensor, pick
+from torchdfa.structure.outputs import Output, behind_softmax, not_a_tensor, pick
 
 
 def run_structure(
     model: nn.Module,
-    output: str | int | None,
+    output: Output,
     example: Any,
     traced: Structure,
     *,
@@ -87,16 +87,28 @@ def run_structure(
         raise ValueError(
             f"the scope's output {traced.end!r} is computed {len(ends)} times in a forward, expected once."
         )
+
+    def seen_from(value: Any, structure: Structure) -> Structure:
+        if not isinstance(value, Tensor) or not value.dim():
+            raise not_a_tensor(value)
+        if type(value.grad_fn).__name__.startswith(("Softmax", "LogSoftmax")):
+            raise ValueError(behind_softmax())
+        nodes = _nodes(value)
+        led = (name for name, calls in seen.items() if any(node in nodes or blind for _, node, blind in calls))
+        return replace(structure, leading=frozenset(led), output=value.shape)
+
+    if isinstance(output, tuple):
+        chains = {part: traced.parts.get(part, traced) for part in output}
+        known = {
+            part: replace(structure, errors=one.errors, chain=one.chain, chain_end=one.chain_end, parts={})
+            for part, one in chains.items()
+        }
+        return structure.joined({part: seen_from(pick(ends[0], part), known[part]) for part in output})
     value = ends[0] if output is None or traced.end else pick(ends[0], output)
-    if not isinstance(value, Tensor) or not value.dim():
-        raise not_a_tensor(value)
-    if type(value.grad_fn).__name__.startswith(("Softmax", "LogSoftmax")):
-        raise ValueError(behind_softmax())
-    nodes = _nodes(value)
-    leading = frozenset(name for name, calls in seen.items() if any(node in nodes or blind for _, node, blind in calls))
+    found = seen_from(value, structure)
     # A part that is what some module returns is taken there, before the model makes a loss of it.
     makers = [name for name, o in outputs if o is value and sum(name == other for other, _ in outputs) == 1]
-    return replace(structure, leading=leading, output=value.shape, end=makers[0] if makers else traced.end)
+    return replace(found, end=makers[0] if makers else traced.end)
 
 
 def _above(seen: Mapping[str, list[tuple[Tensor, Any, bool]]]) -> frozenset[str]:

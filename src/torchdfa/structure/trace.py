@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx, nn
 
 from torchdfa.structure.base import CUTTABLE, LAYERS, Structure
-from torchdfa.structure.outputs import behind_softmax, not_a_tensor, pick
+from torchdfa.structure.outputs import Output, PartName, behind_softmax, not_a_tensor, pick
 
 # What may stand between two Linear layers without changing which weights their product multiplies (eq. 7 of Han & Yoo
 # 2019): activations, norms and dropout act entry by entry, or rescale, and eq. 7 ignores both; a reshape between equal
@@ -38,7 +38,7 @@ class UntraceableError(Exception):
     """A model's forward can't be run on stand-ins for tensors; the message says why."""
 
 
-def trace_structure(model: nn.Module, output: str | int | None, *, local: bool = False) -> Structure:
+def trace_structure(model: nn.Module, output: Output, *, local: bool = False) -> Structure:
     """Return the structure of ``model``; shapes stay unknown. Arguments are those of ``read_structure``.
 
     Raises:
@@ -109,8 +109,10 @@ class Reader:
                 above |= {name} if any(parent in layered for parent in node.all_input_nodes) else set()
         return Structure(tuple(order), frozenset(fed), frozenset(), "", None, above=frozenset(above))
 
-    def layers_to(self, output: str | int | None) -> Structure:
+    def layers_to(self, output: Output) -> Structure:
         """Return the whole structure, seen from the scope's output."""
+        if isinstance(output, tuple):
+            return self.layers().joined({part: self.layers_to_part(part) for part in output})
         end_node = self.end(output)
         chain, chain_end, squash = self.chain(end_node)
         end = output if isinstance(output, str) and output in self.modules else ""
@@ -126,24 +128,38 @@ class Reader:
                 end, end_node = chain[0], last
             elif "softmax" in squash:
                 raise ValueError(behind_softmax())
-        leading = frozenset(self.name(n) for n in self.ancestors(end_node) if isinstance(self.module(n), LAYERS))
+        return self.seen_from(end_node, chain, chain_end, end)
+
+    def layers_to_part(self, part: PartName) -> Structure:
+        """Return the whole structure, seen from one of several parts of what the model returns."""
+        node = self.returned(part)
+        chain, chain_end, _ = self.chain(node)
+        return self.seen_from(node, chain, chain_end, "")
+
+    def seen_from(self, node: fx.Node, chain: list[str], chain_end: str, end: str) -> Structure:
+        """Return the whole structure, seen from a node at which a chain of Linear layers ends."""
+        leading = frozenset(self.name(n) for n in self.ancestors(node) if isinstance(self.module(n), LAYERS))
         errors = self.modules[chain[0]].out_features if chain else None
         assert errors is None or isinstance(errors, int)
         return replace(self.layers(), leading=leading, end=end, errors=errors, chain=tuple(chain), chain_end=chain_end)
 
-    def end(self, output: str | int | None) -> fx.Node:
+    def end(self, output: PartName | None) -> fx.Node:
         """Return the node whose value is the scope's output."""
         if isinstance(output, str) and output in self.modules:
             inside = [n for n in self.graph.nodes if output in n.meta.get("nn_module_stack", ()) or n.target == output]
             if not inside:
                 raise ValueError(f"the forward never calls {output!r}, which output= names.")
             return inside[-1]
+        return self.returned(output)
+
+    def returned(self, part: PartName | None) -> fx.Node:
+        """Return the node whose value is a part of what the model returns."""
         (value,) = next(n for n in self.graph.nodes if n.op == "output").args
         if isinstance(value, fx.Node) and (is_dataclass(value.target) or hasattr(value.target, "_fields")):
             value = value.target(*value.args, **value.kwargs)  # type: ignore[operator]
-        if output is not None and isinstance(value, fx.Node):
-            raise UntraceableError(f"{value.name!r} makes what {output!r} is a part of")
-        value = value if output is None else pick(value, output)
+        if part is not None and isinstance(value, fx.Node):
+            raise UntraceableError(f"{value.name!r} makes what {part!r} is a part of")
+        value = value if part is None else pick(value, part)
         if not isinstance(value, fx.Node):
             raise not_a_tensor(value)
         return value
