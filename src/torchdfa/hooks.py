@@ -157,9 +157,9 @@ class _End(_Hook):
 
 def _warn_of_losses(output: Any, taken: Sequence[PartName]) -> None:
     """Warn of losses that a model made of its output before the error's way was tied to that."""
-    shown = " and ".join(map(repr, taken))
     for name, value in parts(output).items():
         if isinstance(value, Tensor) and not value.dim() and value.requires_grad and name not in taken:
+            shown = " and ".join(map(repr, taken))
             warnings.warn(
                 f"the model returns a scalar {name!r} beside {shown}, at which the error is taken. If it is a loss "
                 f"made of {shown} inside the model, its gradient sends no error to the layers that are cut: make the "

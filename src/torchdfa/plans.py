@@ -109,8 +109,8 @@ def make_plans(
     parts = _divide(model, rules)
     entered = [part.begin for part, r in parts if r.between == "network"]
     structure = read_structure(model, output, example, local=not any(r.wide for r in active), also=entered)
-    if not structure.parts and output is not None and not structure.end:
-        structure = replace(structure, parts={output: structure})
+    if isinstance(output, (str, int)) and not structure.end:
+        structure = replace(structure, parts={output: structure})  # one part is served as several are
     plans = [*_plan_layers(model, rules, structure), *_plan_parts(model, rules, parts, structure, example)]
     if not plans:
         raise ValueError(

@@ -34,7 +34,14 @@ def not_a_tensor(value: Any) -> NotATensorError:
     return error
 
 
-def pick(value: Any, part: str | int) -> Any:
+def demand_tensor(value: Any) -> Tensor:
+    """Return a scope's output, or a part of it, if it is a tensor with a row a sample; else raise NotATensorError."""
+    if not isinstance(value, Tensor) or not value.dim():
+        raise not_a_tensor(value)
+    return value
+
+
+def pick(value: Any, part: PartName) -> Any:
     """Return the named part of a model's output: a key, an attribute, or a position.
 
     Raises:
@@ -46,7 +53,7 @@ def pick(value: Any, part: str | int) -> Any:
         raise ValueError(f"the model's output has no part {part!r}: it is {describe(value)}.") from error
 
 
-def put(value: Any, part: str | int, tensor: Tensor) -> Any:
+def put(value: Any, part: PartName, tensor: Tensor) -> Any:
     """Return a model's output with its named part replaced by ``tensor``; tuples and data classes are built anew."""
     if isinstance(value, tuple):
         fields = getattr(value, "_fields", None)
@@ -71,10 +78,7 @@ def join(tensors: Sequence[Any]) -> Any:
     """
     if len(tensors) == 1:
         return tensors[0]
-    for value in tensors:
-        if not isinstance(value, Tensor) or not value.dim():
-            raise not_a_tensor(value)
-    shape = joined_shape([t.shape for t in tensors])
+    shape = joined_shape([demand_tensor(t).shape for t in tensors])
     return torch.cat(
         [t.reshape(*shape[:-1], width) for t, width in zip(tensors, _widths(tensors, shape), strict=True)], dim=-1
     )

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
 from torchdfa.structure.base import LAYERS, Arguments, Structure, call, input_of, undisturbed
-from torchdfa.structure.outputs import Output, behind_softmax, not_a_tensor, pick
+from torchdfa.structure.outputs import Output, behind_softmax, demand_tensor, pick
 
 
 def run_structure(
@@ -88,24 +88,28 @@ def run_structure(
             f"the scope's output {traced.end!r} is computed {len(ends)} times in a forward, expected once."
         )
 
-    def seen_from(value: Any, structure: Structure) -> Structure:
-        if not isinstance(value, Tensor) or not value.dim():
-            raise not_a_tensor(value)
+    def seen_from(output: Any, traced: Structure) -> Structure:
+        value = demand_tensor(output)
         if type(value.grad_fn).__name__.startswith(("Softmax", "LogSoftmax")):
             raise ValueError(behind_softmax())
         nodes = _nodes(value)
         led = (name for name, calls in seen.items() if any(node in nodes or blind for _, node, blind in calls))
-        return replace(structure, leading=frozenset(led), output=value.shape)
+        return replace(
+            structure,
+            leading=frozenset(led),
+            errors=traced.errors,
+            output=value.shape,
+            chain=traced.chain,
+            chain_end=traced.chain_end,
+            parts={},
+        )
 
     if isinstance(output, tuple):
+        # What can't be traced has no parts yet, but the reason why.
         chains = {part: traced.parts.get(part, traced) for part in output}
-        known = {
-            part: replace(structure, errors=one.errors, chain=one.chain, chain_end=one.chain_end, parts={})
-            for part, one in chains.items()
-        }
-        return structure.joined({part: seen_from(pick(ends[0], part), known[part]) for part in output})
+        return structure.joined({part: seen_from(pick(ends[0], part), chain) for part, chain in chains.items()})
     value = ends[0] if output is None or traced.end else pick(ends[0], output)
-    found = seen_from(value, structure)
+    found = seen_from(value, traced)
     # A part that is what some module returns is taken there, before the model makes a loss of it.
     makers = [name for name, o in outputs if o is value and sum(name == other for other, _ in outputs) == 1]
     return replace(found, end=makers[0] if makers else traced.end)
