@@ -121,3 +121,20 @@ def test_a_model_around_a_converted_one_has_its_angles():
     alone = dfa.alignment(inner, nn.functional.cross_entropy, x, y)
     within = dfa.alignment(nn.Sequential(nn.Identity(), inner), nn.functional.cross_entropy, x, y)
     assert alone["0.weight"] > 1 and within == {f"1.{name}": value for name, value in alone.items()}
+
+
+@pytest.mark.parametrize("wrap", [lambda a, b: (a, b), lambda a, b: {"a": a, "b": b}])
+def test_a_model_of_two_inputs_has_its_angles(wrap):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right, self.head = nn.Linear(4, 8), nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, a, b):
+            return self.head(torch.tanh(self.left(a) - self.right(b)))
+
+    torch.manual_seed(0)
+    model = dfa.convert(Two(), dfa.DFA())
+    x, y = wrap(torch.randn(5, 4), torch.randn(5, 4)), torch.randint(0, 3, (5,))
+    found = dfa.alignment(model, nn.functional.cross_entropy, x, y)
+    assert found["left.weight"] > 1 and found["right.weight"] > 1 and found["head.weight"] == 0

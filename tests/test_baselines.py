@@ -233,3 +233,37 @@ def test_drtp_of_a_sample_that_is_surely_right_is_finite():
     dfa.convert(model, dfa.DRTP())
     F.cross_entropy(model(torch.randn(3, 2)), torch.zeros(3, dtype=torch.long)).backward()
     assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_magnitudes_are_drawn_anew_for_changes_that_cancel():
+    model = dfa.convert(nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)), dfa.SignSymmetry(magnitude="batch"))
+    weight, before = model[2].weight, model[2].feedback.dense().abs()
+    assert torch.equal(before, model[2].feedback.dense().abs())
+    with torch.no_grad():
+        weight[0, 0] += 0.25
+        weight[0, 1] -= 0.25
+    assert not torch.equal(before, model[2].feedback.dense().abs())
+
+
+def test_learned_kernels_have_a_matrix():
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 3))
+    dfa.convert(model, dfa.KolenPollack(direct=False))
+    assert model[2].feedback.matrix((4, 4)).shape == (16, 48)
+
+
+@pytest.mark.parametrize("output", ["softmax", "sigmoid"])
+def test_a_sure_target_is_sent_too(output):
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+    dfa.convert(model, dfa.DRTP(output=output))
+    model[2].weight.data.zero_()
+    x, targets = torch.randn(9, 4), torch.zeros(9, 3)
+    targets[:, 0] = 1
+    loss = nn.functional.cross_entropy if output == "softmax" else nn.functional.binary_cross_entropy_with_logits
+    found = []
+    for sure in (2.0, 15.0, 17.0, 40.0):
+        model[2].bias.data[:] = torch.tensor([sure, -1.0, -2.0])
+        model.zero_grad()
+        loss(model(x), targets).backward()
+        found.append(model[0].weight.grad)
+    for grad in found[1:]:
+        torch.testing.assert_close(grad, found[0], rtol=1e-4, atol=0)

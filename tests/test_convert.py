@@ -868,3 +868,203 @@ def test_layers_of_unknown_types_are_told():
             dfa.convert(copy.deepcopy(model), rule, example=torch.zeros(1, 2, 4, 4))
     head = nn.Sequential(model, nn.Flatten(), nn.Linear(64, 5), nn.Linear(5, 2))
     dfa.convert(head, dfa.CDFA())  # which takes the Linear layers alone: no warning
+
+
+def test_a_replaced_layer_is_told_while_an_exception_is_handled_too():
+    model = dfa.convert(mlp(6, 8, 8, 3), dfa.DFA())
+    model[2] = nn.Linear(8, 8)
+    try:
+        raise MemoryError
+    except MemoryError:  # a second attempt
+        with pytest.raises(RuntimeError, match="'2' was cut when the model was converted, and is no longer"):
+            model(torch.randn(4, 6))
+
+
+def test_a_model_is_reverted_though_a_layer_at_rest_was_replaced():
+    model = dfa.convert(mlp(6, 8, 8, 3), {"0": dfa.Frozen(), "2": dfa.Frozen(), "4": dfa.DFA()})
+    model[2] = nn.Identity()
+    dfa.revert(model)
+    assert model[0].weight.requires_grad and model[4]._modules.get("feedback") is None
+
+
+def test_each_pattern_has_a_chained_trunk_of_its_own():
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.trunk, self.a, self.b = nn.Linear(4, 8), mlp(8, 8, 8, 3), mlp(8, 8, 8, 3)
+
+        def forward(self, x):
+            h = torch.tanh(self.trunk(x))
+            return self.a(h) + self.b(h)
+
+    model = dfa.convert(
+        Heads(), {"a.*": dfa.CDFA(trunk="chain"), "b.*": dfa.CDFA(trunk="chain")}, example=torch.randn(2, 4)
+    )
+    cut = [name for name, module in model.named_modules() if "feedback" in module._modules]
+    assert cut == ["a.2", "a.4", "b.2", "b.4"]
+
+
+@pytest.mark.parametrize("error", [UnicodeDecodeError("utf-8", b"a", 0, 1, "no"), ValueError("no")])
+def test_whatever_a_model_raises_on_its_example_is_handed_on(error):
+    class Failing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = mlp(4, 5, 3)
+
+        def forward(self, x):
+            raise error
+
+    with pytest.raises(ValueError, match=r"convert: .*no") as raised:
+        dfa.convert(Failing(), dfa.DFA(), example=torch.zeros(2, 4))
+    assert type(raised.value) is ValueError
+
+
+def test_a_block_fed_a_packed_sequence_is_refused():
+    class Packed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.block = nn.LSTM(3, 4), Inner()
+
+        def forward(self, x):
+            return self.block(self.first(nn.utils.rnn.pack_sequence([x, x]))[0])
+
+    class Inner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.below, self.above = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, packed):
+            return self.above(torch.tanh(self.below(packed.data)))
+
+    rule = {"block.*": dfa.HybridDFA(modules=["block"], direct="between")}
+    with pytest.raises(ValueError, match="'block' is cut at its input, which is a PackedSequence"):
+        dfa.convert(Packed(), rule, example=torch.randn(5, 3))
+
+
+class Sorted(nn.Module):
+    """Samples are put in another order inside, as for packed sequences, and back at the end."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        order = x[:, 0].argsort()
+        return self.c(torch.tanh(self.b(torch.tanh(self.a(x[order]))))[order.argsort()])
+
+
+class StepsFirst(Sorted):
+    def forward(self, x):
+        return self.c(torch.tanh(self.b(torch.tanh(self.a(x)))).mean(0))
+
+
+class Graph(Sorted):
+    """Each node's output depends on its neighbours, and its own error is its own."""
+
+    def forward(self, x):
+        near = torch.eye(len(x)) + torch.eye(len(x)).roll(1, 0)
+        return self.c(torch.tanh(near @ self.b(torch.tanh(near @ self.a(x)))))
+
+
+@pytest.mark.parametrize("net, shape, where", [(Sorted, (6, 5), "rows"), (StepsFirst, (4, 4, 5), "dimension")])
+def test_samples_in_other_places_are_refused(net, shape, where):
+    torch.manual_seed(0)
+    with pytest.raises(
+        ValueError, match=rf"'b' can't be cut: at its input samples lie (in|along) (other|another) {where}"
+    ):
+        dfa.convert(net(), dfa.DFA(), example=torch.randn(shape))
+    dfa.convert(net(), {"c": dfa.BP()} | {"a": dfa.DFA()} | {"b": dfa.FA()}, example=torch.randn(shape))
+
+
+def test_samples_that_share_rows_are_let_be():
+    model = dfa.convert(Graph(), dfa.DFA(), example=torch.randn(6, 5))
+    assert "feedback" in model.b._modules and "feedback" in model.c._modules
+
+
+class Twins(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.enc = mlp(5, 8, 8, 3)
+
+    def forward(self, a, b):
+        return self.enc(a), self.enc(b)
+
+
+def test_a_shared_encoder_is_converted_by_itself():
+    a, b = torch.randn(4, 5, requires_grad=True), torch.randn(4, 5)
+    message = r"'enc.0' can't be cut: of its 2 calls in a forward 1 don't lead to the output"
+    for output in (0, (0, 1)):
+        with pytest.raises(ValueError, match=message):
+            dfa.convert(Twins(), dfa.DFA(), output=output, example=(a, b))
+    model = Twins()
+    dfa.convert(model.enc, dfa.DFA())
+    model(a, b)[1].sum().backward()
+    assert a.grad is None or not a.grad.any()
+    with pytest.raises(ValueError, match="its module 'enc' is: pass that"):
+        dfa.summary(model)
+
+
+def test_feedback_that_a_functional_call_lends_is_refused():
+    torch.manual_seed(0)
+    models = [dfa.convert(mlp(5, 8, 8, 3), dfa.DFA(seed=seed)) for seed in range(2)]
+    parameters, buffers = torch.func.stack_module_state(models)
+    x = torch.randn(4, 5)
+
+    def loss(parameters, buffers):
+        return torch.func.functional_call(models[0], (parameters, buffers), (x,)).square().sum()
+
+    with pytest.raises(RuntimeError, match="functional_call"):
+        torch.func.vmap(torch.func.grad(loss))(parameters, buffers)
+    with pytest.raises(RuntimeError, match="functional_call"):
+        loss(dict(models[1].named_parameters()), dict(models[1].named_buffers())).backward()
+    found = torch.func.vmap(lambda p: torch.func.grad(loss)(p, {}))(parameters)
+    for i, model in enumerate(models):
+        model.load_state_dict({**model.state_dict(), **{n: b for n, b in models[0].named_buffers()}})
+        model.zero_grad()
+        model(x).square().sum().backward()
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(found[name][i], parameter.grad)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_a_copy_made_within_backprop_trains_by_the_rule(copied):
+    model = dfa.convert(mlp(5, 8, 8, 3), dfa.DFA())
+    with dfa.backprop(model):
+        other = copied(model)
+    x, y = torch.randn(4, 5), torch.randint(0, 3, (4,))
+    found = dfa.alignment(other, nn.functional.cross_entropy, x, y)
+    assert found == dfa.alignment(model, nn.functional.cross_entropy, x, y) and found["0.weight"] > 1
+
+
+def test_what_was_compiled_before_takes_up_the_rule():
+    x, y = torch.randn(4, 5), torch.randint(0, 3, (4,))
+    model = mlp(5, 8, 8, 3)
+    compiled = torch.compile(model, backend="eager")
+    for rule in (dfa.DFA(seed=1), dfa.DFA(seed=2)):
+        nn.functional.cross_entropy(compiled(x), y).backward()
+        dfa.convert(model, rule)
+        for part in (compiled, model):
+            model.zero_grad()
+            nn.functional.cross_entropy(part(x), y).backward()
+            part.found = model[0].weight.grad
+        torch.testing.assert_close(compiled.found, model.found)
+        with dfa.backprop(model):
+            model.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            assert not torch.allclose(model[0].weight.grad, model.found)
+        dfa.revert(model)
+
+
+def test_patterns_that_decide_nothing_are_refused():
+    with pytest.raises(ValueError, match="the pattern '4' decides nothing"):
+        dfa.convert(mlp(5, 8, 8, 3), {"*": dfa.BP(), "4": dfa.DFA()})
+    with pytest.raises(ValueError, match="names no pattern"):
+        dfa.convert(mlp(5, 8, 8, 3), {})
+
+
+@pytest.mark.parametrize("rule", [dfa.DFA(), dfa.BDFA(init="product"), dfa.BDFA(storage="seeded")])
+def test_weights_that_are_not_finite_make_no_feedback(rule):
+    model = mlp(5, 8, 8, 3)
+    model[4].weight.data[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"the feedback of '[24]' is not finite"):
+        dfa.convert(model, rule)

@@ -62,3 +62,9 @@ def test_feedback_that_the_mirror_moves_goes_on_being_sent():
     layer = dfa.convert(nn.Sequential(nn.Linear(2, 3), nn.RNN(3, 4)), dfa.HybridDFA())
     names = share_feedback(layer)
     assert names and len(names) == len(set(names))
+
+
+def test_fixed_magnitudes_are_not_sent_again():
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+    names = share_feedback(dfa.convert(net, dfa.SignSymmetry(magnitude="fixed")))
+    assert "2.feedback.magnitudes.fixed" in names and set(names) == {n for n, _ in net.named_buffers()}

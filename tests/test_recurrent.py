@@ -360,6 +360,24 @@ def test_products_of_the_hybrid_with_chunks():
     assert row.bp_products == 6 * 24 * (6 + 4)
 
 
+def test_products_of_the_hybrid_with_packed_sequences():
+    class Packed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix = nn.LSTM(4, 6)
+
+        def forward(self, x):
+            sequences = [x[:length] for length in (5, 1, 1, 1)]
+            return self.mix(pack_sequence(sequences))[0].data
+
+    net = dfa.convert(nn.Sequential(nn.Linear(3, 4), Packed()), dfa.HybridDFA(density=0.5), example=torch.randn(5, 3))
+    (row,) = (r for r in dfa.costs(net, torch.randn(5, 3)).rows if r.layer == "1.mix")
+    # The first steps of four samples go to the states before by the weights, all eight rows to the inputs; to the
+    # states between, feedback of half of 6 x 6 takes errors of five steps of four samples, padded, to four steps.
+    assert row.bp_products == 8 * 24 * (6 + 4)
+    assert row.products == 4 * 24 * 6 + 8 * 24 * 4 + 4 * 4 * 18 + 5 * 4 * 6
+
+
 @kinds
 def test_scale_and_product(kind, double):
     net = kind(6, 6)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from torchdfa.convert import backprop, is_converted
 from torchdfa.feedback import Feedback
-from torchdfa.structure.base import undisturbed
+from torchdfa.structure.base import call, undisturbed
 
 
 def alignment(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], x: Any, y: Any) -> dict[str, float]:
@@ -25,7 +25,7 @@ def alignment(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], x: Any, y
     Args:
         model: A converted model, in the mode in which the angles are wanted.
         loss_fn: ``loss_fn(model(x), y)`` is a scalar.
-        x: A batch.
+        x: A batch; a tuple of arguments or a dict of keyword arguments, where the model takes several.
         y: Its targets.
 
     Returns:
@@ -52,7 +52,7 @@ def both_gradients(
 
     def gradients() -> Gradients:
         with undisturbed(model), torch.enable_grad():
-            loss = loss_fn(model(x), y)
+            loss = loss_fn(call(model, x), y)
             found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         return dict(zip(parameters, found, strict=True))
 

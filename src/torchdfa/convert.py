@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from torchdfa.feedback.init import NoProductError
 from torchdfa.hooks import Node, Scope, install, remove
 from torchdfa.plans import Plan, assign, listed, make_plans
 from torchdfa.rules import Rule
@@ -81,7 +83,8 @@ def convert(
             raise ValueError("output=() names no part of what the model returns.")
         return _install(model, rules, make_plans(model, rule, rules, parts, example))
     except ValueError as error:
-        raise type(error)(f"convert: {error}") from error
+        kind = NoProductError if isinstance(error, NoProductError) else ValueError
+        raise kind(f"convert: {error}") from error
 
 
 def revert(model: Model) -> Model:
@@ -93,9 +96,11 @@ def revert(model: Model) -> Model:
     conversion = conversion_of(model)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name in conversion.frozen:
-        parameters[name].requires_grad_(True)
+        if name in parameters:  # its layer may have been replaced
+            parameters[name].requires_grad_(True)
     remove(model)
     delattr(model, _MARK)
+    _forget_compiled()
     return model
 
 
@@ -145,7 +150,9 @@ def conversion_of(model: nn.Module) -> Conversion:
     """
     conversion = model.__dict__.get(_MARK)
     if conversion is None:
-        raise ValueError(f"this {type(model).__name__} is not converted; call torchdfa.convert(model, rule) first.")
+        inside = [name for name, module in model.named_modules() if is_converted(module)]
+        hint = f"; its module {inside[0]!r} is: pass that" if inside else "; call torchdfa.convert(model, rule) first"
+        raise ValueError(f"this {type(model).__name__} is not converted{hint}.")
     return conversion
 
 
@@ -156,7 +163,7 @@ def _refuse(model: nn.Module) -> None:
             "DistributedDataParallel: convert what is inside, then wrap it."
         )
     wrappers = (nn.parallel.DistributedDataParallel, torch.jit.ScriptModule)
-    if isinstance(model, wrappers) or hasattr(model, "_orig_mod"):
+    if isinstance(model, wrappers) or hasattr(model, "_orig_mod") or hasattr(model, "_forward_module"):
         raise ValueError(f"the model is wrapped in {type(model).__name__}; convert what is inside, then wrap it.")
     for name, module in model.named_modules():
         if _MARK in module.__dict__:
@@ -186,6 +193,12 @@ def _warn_of_unknown(model: nn.Module, rule: Rule | Mapping[str, Rule]) -> None:
         )
 
 
+def _forget_compiled() -> None:
+    """Have torch.compile compile again: code that it made before would pass the hooks by, or call those taken off."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
+
+
 def _own_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """Return a module's own parameters, and what its parametrized ones are made of."""
     found = list(module.named_parameters(recurse=False))
@@ -208,4 +221,5 @@ def _install(model: Model, rules: dict[str, Rule], plans: list[Plan]) -> Model:
     named = {**rules, **{plan.name: plan.rule for plan in plans}}
     ordered = {name: named[name] for name in modules if name in named}
     setattr(model, _MARK, Conversion(ordered, scopes, frozen))
+    _forget_compiled()
     return model

@@ -180,7 +180,8 @@ def _recurrent(layer: nn.Module, given: Any, h: Tensor, rule: Any) -> tuple[int,
         steps = len(given.batch_sizes)
     elif isinstance(layer, nn.RNNBase):
         steps = h.shape[1 if layer.batch_first and h.dim() == 3 else 0]
-    first = rows // steps * -(-steps // ((rule and rule.chunk) or steps))
+    batches = given.batch_sizes.tolist() if isinstance(given, PackedSequence) else [rows // steps] * steps
+    first = sum(batches[:: (rule and rule.chunk) or steps])
     live = {None: rows, "inner": first, "first": rows - first, "all": 0}[rule and rule.steps]
     made = layer._modules.get("feedback")
     total = [0, 0, 0, 0]

@@ -33,12 +33,14 @@ def share_feedback(model: nn.Module) -> list[str]:
         for name, rule in conversion_of(part).rules.items()
         if isinstance(rule, WeightMirror)
     }
-    names = [
-        f"{where}.{name}"
-        for where, module in model.named_modules()
-        if isinstance(module, Feedback) and module not in moving
-        for name, _ in module.named_buffers(recurse=False)
-    ]
+    names = list(
+        dict.fromkeys(
+            f"{where}.{name}"
+            for where, module in model.named_modules()
+            if isinstance(module, Feedback) and module not in moving
+            for name, _ in module.named_buffers()
+        )
+    )
     if distributed.is_available() and distributed.is_initialized():
         for name in names:
             distributed.broadcast(model.get_buffer(name), 0)

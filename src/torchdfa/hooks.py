@@ -6,7 +6,6 @@ forward ends, a hook passes its output through one autograd node that sends the 
 
 from __future__ import annotations
 
-import sys
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -74,7 +73,8 @@ class Scope:
         return self.forwards[thread]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "forwards": {}}
+        # A copy made within backprop() trains by its rule, as the model itself does afterwards.
+        return {**self.__dict__, "forwards": {}, "enabled": True}
 
 
 def _thread() -> int:
@@ -186,7 +186,7 @@ class _Over:
                 unserved += scope.names
             forward.recording, forward.served = False, 0
             forward.cuts.clear()
-        if sys.exc_info()[0] is not None:
+        if output is None:  # the forward failed
             return
         if left:
             raise RuntimeError(

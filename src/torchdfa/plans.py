@@ -76,6 +76,8 @@ def assign(model: nn.Module, rule: Rule | Mapping[str, Rule]) -> dict[str, Rule]
         raise TypeError(
             f"convert: rule is {rule!r}, expected a rule such as torchdfa.DFA(), or a dict of pattern to rule."
         )
+    if not rule:
+        raise ValueError("the rule is {}, which names no pattern.")
     rules: dict[str, Rule] = {}
     for pattern, part in rule.items():
         matching = {n: m for n, m in layers.items() if _matches(n, pattern)}
@@ -83,6 +85,11 @@ def assign(model: nn.Module, rule: Rule | Mapping[str, Rule]) -> dict[str, Rule]
             raise ValueError(f"the pattern {pattern!r} matches no layer; {_listed(layers)}")
         if not any(isinstance(m, part.fits) for m in matching.values()):
             raise ValueError(f"{_shown(part)} fits none of the layers that {pattern!r} matches; {_listed(matching)}")
+        if all(name in rules for name in matching):
+            raise ValueError(
+                f"the pattern {pattern!r} decides nothing: patterns before it match all of its layers, and the first "
+                "that matches a layer decides. Put the narrower pattern first."
+            )
         for name, module in matching.items():
             rules.setdefault(name, part if isinstance(module, part.fits) else BP())
     return {name: rules.get(name, BP()) for name in layers}
@@ -111,17 +118,25 @@ def make_plans(
     structure = read_structure(model, output, example, local=not any(r.wide for r in active), also=entered)
     if isinstance(output, (str, int)) and not structure.end:
         structure = replace(structure, parts={output: structure})  # one part is served as several are
-    plans = [*_plan_layers(model, rules, structure), *_plan_parts(model, rules, parts, structure, example)]
+    plans = [*_plan_layers(model, rule, rules, structure), *_plan_parts(model, rules, parts, structure, example)]
     if not plans:
         raise ValueError(
             f"{_shown(rule)} cuts nothing in {type(model).__name__}: none of its layers lies above another one with "
             "parameters, on the way to the scope's output. The forward calls "
             f"{', '.join(map(repr, structure.order)) or 'no layer'}.{_divided(parts)}"
         )
+    for plan in plans:
+        if any(b.is_floating_point() and not b.is_meta and not b.isfinite().all() for b in plan.feedback.buffers()):
+            raise ValueError(
+                f"the feedback of {plan.name!r} is not finite: its size, or all of it, is made of the weights from "
+                "there to the output, of which some are NaN or infinite."
+            )
     return plans
 
 
-def _plan_layers(model: nn.Module, rules: Mapping[str, Rule], structure: Structure) -> list[Plan]:
+def _plan_layers(
+    model: nn.Module, given: Rule | Mapping[str, Rule], rules: Mapping[str, Rule], structure: Structure
+) -> list[Plan]:
     """Make the feedback of every layer to cut under the rules that know layers, not modules."""
     modules = dict(model.named_modules())
     wanted = {n: r for n, r in rules.items() if not isinstance(r, BP) and not r.freezes and not r.modular}
@@ -139,13 +154,14 @@ def _plan_layers(model: nn.Module, rules: Mapping[str, Rule], structure: Structu
             f"around it, as in nn.MultiheadAttention), so it can't be cut. Give it the rule BP: {{{bp}, ...}}.{hint}"
         )
     plans: list[Plan] = []
-    spared: set[Rule] = set()
+    spared: set[str] = set()
     for name in structure.order:
         rule = wanted.get(name)
         if rule is None:
             continue
-        if rule.spares_first and rule not in spared:
-            spared.add(rule)
+        pattern = "*" if isinstance(given, Rule) else next(p for p in given if _matches(name, p))
+        if rule.spares_first and pattern not in spared:
+            spared.add(pattern)
             continue
         if name not in structure.fed or not (rule.local or name in structure.leading):
             continue
@@ -160,6 +176,8 @@ def _plan_layers(model: nn.Module, rules: Mapping[str, Rule], structure: Structu
 def _plan_cut(model: nn.Module, name: str, rule: Rule, structure: Structure) -> list[Plan]:
     """Make the feedback that carries the network's error to a module, from the parts of the output that it leads to."""
     seen = structure.toward(name)
+    if why := seen.astray.get(name):
+        raise ValueError(f"{name!r} can't be cut: {why}, or give it the rule BP.")
     feedback = rule.feedback(_site(model, name, model.get_submodule(name), seen))
     if len(seen.parts) > 1 and isinstance(feedback, TargetFeedback):
         raise ValueError(

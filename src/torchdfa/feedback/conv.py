@@ -218,7 +218,7 @@ class ConvFeedback(Feedback):
             size: Spatial size of the activation's map.
         """
         entries = self.features * math.prod(size)
-        units = torch.eye(entries, dtype=self.kernel_dtype, device=next(self.buffers()).device)
+        units = torch.eye(entries, dtype=self.kernel_dtype, device=self.dense().device)
         return self.project(units.view(entries, self.features, *size)).flatten(1).T
 
     def products(self, output: torch.Size, hidden: torch.Size) -> int:

@@ -41,7 +41,9 @@ class Magnitudes(nn.Module):
             return signs * self.fixed.to(weight.dtype)
         if self.key is None:
             return signs
-        mixed = self.key + (weight.double() / _GRAIN).to(torch.int64).sum()
+        grains = (weight.double() / _GRAIN).to(torch.int64).flatten()
+        # Each times an odd number of its own, so that changes that cancel in a plain sum are seen too.
+        mixed = self.key + grains.dot(torch.arange(1, 2 * len(grains), 2, device=weight.device))
         octets = draw(mixed, len(weight), 8 * weight[0].numel()).view(weight.shape)
         return signs * (octets.to(weight.dtype) + 0.5) / 128
 

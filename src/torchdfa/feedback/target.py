@@ -36,9 +36,14 @@ class TargetFeedback(DenseFeedback):
         """Return ``-c · y*`` for the error ``e = c (p - y*)``, both of the output's shape."""
         wide, logits = e.double(), output.double()
         p = logits.softmax(-1) if self.output == "softmax" else logits.sigmoid()
-        target = (wide < 0).to(wide.dtype)
-        gap = (p - target).abs().sum(-1, keepdim=True)
-        weight = wide.abs().sum(-1, keepdim=True) / gap.clamp(min=torch.finfo(gap.dtype).tiny)
+        # A target that the output is sure of (by 17 in float32) has no error left after rounding; other entries have.
+        target = (wide < 0) | ((wide == 0) & (p > 0.5))
+        # The other entries are exact beside it, and tell the weight.
+        left = wide > 0
+        left = left | ~left.any(-1, keepdim=True)
+        target = target.to(wide.dtype)
+        gap = ((p - target).abs() * left).sum(-1, keepdim=True)
+        weight = (wide.abs() * left).sum(-1, keepdim=True) / gap.clamp(min=torch.finfo(gap.dtype).tiny)
         return (-weight * target).to(e.dtype)
 
     def carry(self, e: Tensor, shape: torch.Size, *reads: Tensor) -> Tensor:

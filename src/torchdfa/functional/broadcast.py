@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
 
@@ -43,6 +44,10 @@ def broadcast(output: Tensor, feedbacks: Sequence[Feedback], hidden: Sequence[Te
     return result
 
 
+def _entries(feedbacks: Sequence[Feedback]) -> list[Tensor]:
+    return [entries for feedback in feedbacks for entries in feedback.buffers()]
+
+
 class _Broadcast(Function):
     generate_vmap_rule = True
 
@@ -61,12 +66,22 @@ class _Broadcast(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _, ctx.feedbacks, ctx.receivers, ctx.reads, *tensors = inputs
         ctx.tensors = [(t.shape, t.dtype) for t in tensors]
+        ctx.entries = None if torch.compiler.is_compiling() else _entries(ctx.feedbacks)
         ctx.kept = sorted({i for read in ctx.reads for i in read})
         ctx.save_for_backward(*(tensors[i] for i in ctx.kept))
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (e,) = grad_outputs
+        if ctx.entries is not None:
+            for before, now in zip(ctx.entries, _entries(ctx.feedbacks), strict=True):
+                if before is not now:
+                    raise RuntimeError(
+                        "the feedback that the forward was given is not the model's own, which the backward pass "
+                        "reads: torch.func.functional_call (with stack_module_state and vmap) lends a model other "
+                        "buffers for a forward. Leave the feedback's entries (names with '.feedback.') out of "
+                        "what is passed, or train the members one by one."
+                    )
         kept = dict(zip(ctx.kept, ctx.saved_tensors, strict=True))
         errors: list[Tensor | None] = [None] * len(ctx.tensors)
 

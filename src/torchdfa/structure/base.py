@@ -39,6 +39,7 @@ class Structure:
         chain: Names of the Linear layers that lead to the output without a branch, the last first.
         chain_end: Why the chain goes no further.
         parts: Where the scope's output is several parts: what is known of each, seen from it alone.
+        astray: Layers whose cut would send errors where they don't belong, and why, with what to do.
     """
 
     order: tuple[str, ...]
@@ -52,6 +53,7 @@ class Structure:
     chain_end: str = ""
     above: frozenset[str] = frozenset()
     parts: Mapping[PartName, Structure] = field(default_factory=dict)
+    astray: Mapping[str, str] = field(default_factory=dict)
 
     def joined(self, parts: Mapping[PartName, Structure]) -> Structure:
         """Return this structure, seen from several parts of the output at once."""
@@ -65,10 +67,11 @@ class Structure:
             output=joined_shape(outputs) if outputs else None,
             chain_end=next(unknown, ""),
             parts=parts,
+            astray={name: why for part in parts.values() for name, why in part.astray.items()},
         )
 
     def toward(self, name: str) -> Structure:
-        """Return the structure, seen from those parts of the output that a layer leads to: from all of it without."""
+        """Return the structure, seen from the parts of the output that a layer leads to; as it is, without parts."""
         if not self.parts:
             return self
         return self.joined({key: part for key, part in self.parts.items() if name in part.leading})
@@ -159,7 +162,7 @@ def input_of(name: str, module: nn.Module, arguments: tuple[Any, ...], keywords:
             f"the first argument, or as {first}=."
         )
     given = arguments[0] if arguments else keywords[_first(module)]
-    if not isinstance(given, (Tensor, PackedSequence)):
+    if not (isinstance(given, Tensor) or (isinstance(given, PackedSequence) and isinstance(module, RECURRENT))):
         raise ValueError(
             f"{name!r} is cut at its input, which is {describe(given)}, expected a tensor. Give it the rule BP, or "
             "choose other modules."

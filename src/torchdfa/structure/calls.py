@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import fx, nn
 
 from torchdfa.structure.trace import MOVING_MODULES, SQUASHES, SQUASHING_MODULES
@@ -30,18 +32,26 @@ GLOBAL_POOLING_CALLS = frozenset(
 )
 SUMS = frozenset("add add_ iadd sub sub_ isub".split())
 _JOINS = frozenset("cat concat concatenate".split())
-# The modules that do what functions of pooling do, their arguments in the same places.
+# The modules that do what functions of pooling do.
 POOLS: dict[str, type[nn.Module]] = {
     **{f"max_pool{n}d": kind for n, kind in enumerate(_MAX_POOLS, 1)},
     **{f"avg_pool{n}d": kind for n, kind in enumerate(_AVERAGE_POOLS, 1)},
 }
 PRODUCTS = frozenset("mul mul_ imul".split())
+_MAX_POOL_ARGUMENTS = "input kernel_size stride padding dilation ceil_mode return_indices".split()
+_AVERAGE_POOL_ARGUMENTS = "input kernel_size stride padding ceil_mode count_include_pad divisor_override".split()
 
 
 def pool(node: fx.Node, call: str) -> nn.Module | None:
     """Return the module that does what a call of a pooling function does."""
     kind = POOLS.get(call)
-    return None if kind is None else kind(*node.args[1:], **{k: v for k, v in node.kwargs.items() if k != "input"})
+    if kind is None:
+        return None
+    # The functions have the last two in the other order than the modules, and no return_indices where they return none.
+    names = _MAX_POOL_ARGUMENTS if kind in _MAX_POOLS else _AVERAGE_POOL_ARGUMENTS
+    given: dict[str, Any] = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    given.pop("input", None)
+    return kind(**given)
 
 
 def joined(node: fx.Node, call: str, dims: int) -> list[fx.Node]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
 from torchdfa.structure.base import LAYERS, Arguments, Structure, call, input_of, undisturbed
+from torchdfa.structure.moved import moved_samples
 from torchdfa.structure.outputs import Output, behind_softmax, demand_tensor, pick
 
 
@@ -90,18 +92,27 @@ def run_structure(
 
     def seen_from(output: Any, traced: Structure) -> Structure:
         value = demand_tensor(output)
+        nodes = _nodes(value)
+        there = {name: [node in nodes or blind for _, node, blind in calls] for name, calls in seen.items()}
+        with _still(model):
+            astray = moved_samples(received, value)
+        for name, led in there.items():
+            if any(led) and not all(led):
+                astray[name] = (
+                    f"of its {len(led)} calls in a forward {led.count(False)} don't lead to the output, whose error "
+                    "all of them would get. Convert the module that is called several times by itself"
+                )
         if type(value.grad_fn).__name__.startswith(("Softmax", "LogSoftmax")):
             raise ValueError(behind_softmax())
-        nodes = _nodes(value)
-        led = (name for name, calls in seen.items() if any(node in nodes or blind for _, node, blind in calls))
         return replace(
             structure,
-            leading=frozenset(led),
+            leading=frozenset(name for name, led in there.items() if any(led)),
             errors=traced.errors,
             output=value.shape,
             chain=traced.chain,
             chain_end=traced.chain_end,
             parts={},
+            astray=astray,
         )
 
     if isinstance(output, tuple):
@@ -142,14 +153,21 @@ def inputs_of(model: nn.Module, example: Any, names: Collection[str]) -> dict[st
 def _run(model: nn.Module, example: Any, handles: Sequence[RemovableHandle], *, gradients: bool = True) -> None:
     """Run a model on an example, with hooks that are removed afterwards."""
     try:
-        with undisturbed(model), torch.set_grad_enabled(gradients):
-            model.eval()
-            for p in model.parameters():
-                p.requires_grad_(p.is_floating_point())
+        with _still(model), torch.set_grad_enabled(gradients):
             call(model, example)
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def _still(model: nn.Module) -> Iterator[None]:
+    """Within it a model is in evaluation mode, with gradients for all of it; afterwards it is as it was."""
+    with undisturbed(model):
+        model.eval()
+        for p in model.parameters():
+            p.requires_grad_(p.is_floating_point())
+        yield
 
 
 def _nodes(output: Tensor) -> set[Any]:
