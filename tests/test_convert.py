@@ -973,6 +973,9 @@ def test_samples_in_other_places_are_refused(net, shape, where):
         ValueError, match=rf"'b' can't be cut: at its input samples lie (in|along) (other|another) {where}"
     ):
         dfa.convert(net(), dfa.DFA(), example=torch.randn(shape))
+    if net is Sorted:
+        with pytest.raises(ValueError, match="above it selects rows, which may move samples"):
+            dfa.convert(net(), dfa.DFA())
     dfa.convert(net(), {"c": dfa.BP()} | {"a": dfa.DFA()} | {"b": dfa.FA()}, example=torch.randn(shape))
 
 
@@ -1068,3 +1071,9 @@ def test_weights_that_are_not_finite_make_no_feedback(rule):
     model[4].weight.data[0, 0] = torch.nan
     with pytest.raises(ValueError, match=r"the feedback of '[24]' is not finite"):
         dfa.convert(model, rule)
+
+
+@pytest.mark.parametrize("rule", [dfa.DFA(), dfa.FA(), dfa.CDFA()])
+def test_a_single_layer_has_nothing_to_send_errors_to(rule):
+    with pytest.raises(ValueError, match="the model is a single Linear, with no layer below it"):
+        dfa.convert(nn.Linear(3, 2), rule)

@@ -274,6 +274,8 @@ def test_feedback_depends_on_the_seed_and_the_layer_alone(rule):
         (dfa.BDFA, {"generator": "lfsr", "init": "product"}, "generator='lfsr'"),
         (dfa.BDFA, {"generator": "dice"}, "'hash', 'lfsr'"),
         (dfa.CDFA, {"trunk": "bp"}, "'direct', 'chain'"),
+        (dfa.DFA, {"seed": 1.5}, "seed=1.5, expected a whole number"),
+        (dfa.BDFA, {"seed": "a"}, "seed='a', expected a whole number"),
         (dfa.CBDFA, {"trunk": "bp"}, "'direct', 'chain'"),
     ],
 )

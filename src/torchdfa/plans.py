@@ -19,6 +19,7 @@ from torchdfa.modular import ModuleRule
 from torchdfa.rules import BP, Rule
 from torchdfa.structure import (
     CONVOLUTIONS,
+    CUTTABLE,
     LAYERS,
     RECURRENT,
     Arguments,
@@ -113,6 +114,8 @@ def make_plans(
     active = [r for r in rules.values() if not isinstance(r, BP) and not r.freezes]
     if not active:
         return []
+    if isinstance(model, CUTTABLE):
+        raise ValueError(f"the model is a single {type(model).__name__}, with no layer below it to send errors to.")
     parts = _divide(model, rules)
     entered = [part.begin for part, r in parts if r.between == "network"]
     structure = read_structure(model, output, example, local=not any(r.wide for r in active), also=entered)

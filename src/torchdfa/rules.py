@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -101,6 +102,8 @@ class FeedbackRule(Rule):
             self._check("scale", ("matched", "unit", "nokland"))
         elif not 0 < self.scale < math.inf:
             raise ValueError(f"{type(self).__name__}: scale={self.scale!r}, expected a positive number.")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, Integral):
+            raise ValueError(f"{type(self).__name__}: seed={self.seed!r}, expected a whole number.")
 
     def entries(self, site: Site) -> Tensor:
         """Return real-valued entries for a feedback, shape (K, H): the product's, or random ones of its size."""

@@ -141,7 +141,24 @@ class Reader:
         leading = frozenset(self.name(n) for n in self.ancestors(node) if isinstance(self.module(n), LAYERS))
         errors = self.modules[chain[0]].out_features if chain else None
         assert errors is None or isinstance(errors, int)
-        return replace(self.layers(), leading=leading, end=end, errors=errors, chain=tuple(chain), chain_end=chain_end)
+        return replace(
+            self.layers(),
+            leading=leading,
+            end=end,
+            errors=errors,
+            chain=tuple(chain),
+            chain_end=chain_end,
+            astray=self.below_selections(node),
+        )
+
+    def below_selections(self, node: fx.Node) -> dict[str, str]:
+        """Return the layers below a selection of rows by a tensor on the way to a node, and what to say of them."""
+        found: dict[str, str] = {}
+        for n in self.ancestors(node):
+            if self.call(n) == "getitem" and isinstance(n.args[1], fx.Node):
+                why = f"{n.name!r} above it selects rows, which may move samples. Pass example=x, which tells"
+                found |= {self.name(m): why for m in self.ancestors(n) if isinstance(self.module(m), LAYERS)}
+        return found
 
     def end(self, output: PartName | None) -> fx.Node:
         """Return the node whose value is the scope's output."""
