@@ -186,6 +186,26 @@ def test_refreshed_feedback_is_the_product_of_that_time_s_weights(quick, run, sa
     assert same(run(quick(refresh=1, **settings), cut, resume=True, **checkpoints).model, whole.model)
 
 
+@pytest.mark.parametrize("direct", [False, True], ids=["layer", "network"])
+def test_mirrored_feedback_follows_the_weights(quick, run, direct):
+    settings = {"rule": dfa.WeightMirror(direct=direct), "model": MLP(hidden=(16,)), "epochs": 6, "lr": 0.02}
+    network = run(quick(mirror_rate=0.05, **settings)).model
+    head = network.classifier[2]
+    feedback, weight = head.feedback.weight, head.weight
+    assert F.cosine_similarity(feedback.flatten(), weight.flatten(), dim=0) > 0.8
+
+
+@pytest.mark.parametrize("direct", [False, True], ids=["layer", "network"])
+def test_an_interrupted_run_mirrors_as_one_that_is_not(quick, run, same, tmp_path, direct):
+    config = quick(rule=dfa.WeightMirror(direct=direct))
+    whole = run(config, tmp_path, checkpoint_steps=3)
+    other = run(replace(config, mirror_rate=0.2))
+    assert not same(whole.model, other.model)
+    list_checkpoints(tmp_path)[-1].unlink()
+    torch.manual_seed(777)
+    assert same(run(config, tmp_path, resume=True).model, whole.model)
+
+
 @pytest.mark.parametrize("clip, rule", [(1e-2, dfa.BP()), (1e-2, dfa.DFA()), (1e9, dfa.BP())])
 def test_clip_limits_the_norm(one_step, clip, rule):
     def norm(moved):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import torchdfa
 from torchdfa.alignment import Gradients, angle, both_gradients
+from torchdfa.baselines import WeightMirror
 from torchdfa.data import Corpus, Dataset
 from torchdfa.distributed import share_feedback
 from torchdfa.training.checkpoint import CheckpointError
@@ -71,8 +72,10 @@ class Run:
 
     def __init__(self, config: TrainConfig, dataset: Dataset | Corpus, fabric: Fabric, sharded: bool = False):
         self.config, self.fabric = config, fabric
-        if sharded and (config.alignment or config.refresh):
-            raise TrainingError("alignment and refresh need whole layers; they don't go with --strategy fsdp.")
+        self.mirrors = any(isinstance(rule, WeightMirror) for rule in config.rules)
+        if sharded and (config.alignment or config.refresh or self.mirrors):
+            what = "alignment, refresh and the rule WeightMirror"
+            raise TrainingError(f"{what} need whole layers; they don't go with --strategy fsdp.")
         self.material: Material = prepare(config, dataset, fabric, sharded)
         self.network, self.batches, self.scored = self.material.network, self.material.batches, self.material.scored
         self._convert()
@@ -202,6 +205,10 @@ class Run:
         if self.fabric.world_size > 1:
             # Dropout differs between processes, and goes on as it would have without their states being kept.
             torch.manual_seed(draw_seed(self.config.seed, self.done, self.fabric.global_rank))
+        if self.mirrors:
+            # Of several processes each does it, and the first one's feedback goes to the others in the forward.
+            noise = torch.Generator().manual_seed(draw_seed(self.config.seed, self.done, -1))
+            torchdfa.mirror(self.network, x, rate=self.config.mirror_rate, generator=noise)
         logits, self.carried = _logits(self.model, x, self.carried)
         loss = self.loss(logits, y, reduction="sum")
         self.optimizer.zero_grad()
