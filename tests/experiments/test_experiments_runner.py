@@ -182,6 +182,13 @@ def test_epochs_before_divergence_are_kept(here, tmp_path, monkeypatch, interrup
     assert [(r.epoch, f"{r.test_top1:.6g}") for r in rows] == [(h.epoch, f"{h.test_top1:.6g}") for h in whole[:2]]
 
 
+def test_a_run_that_cannot_begin_is_a_crash_not_a_result(here, tmp_path):
+    frozen = cell(head_lr=0.0)
+    with pytest.raises(CellError, match="TrainingError: no parameter learns"):
+        list(run_cells([frozen], tmp_path, here))
+    assert Results(tmp_path / "results.csv").read() == {}
+
+
 def test_what_all_crashed_of_is_said_once(here, tmp_path):
     crashes = [cell(lr=lr, **CRASH) for lr in (0.1, 0.2, 0.3, 0.4)]
     expected = r"^4 runs crashed \(BP, rate 0\.1; BP, rate 0\.2; 2 more: RuntimeError: [^;]*\)\. See"

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import torchdfa as dfa
 from torchdfa.data import Batches, Dataset, ImageSet, statistics, subset
 from torchdfa.models import MLP, SmallConv
-from torchdfa.training import TrainConfig, TrainingError, describe, evaluate, fit, to_dict
+from torchdfa.training import DivergedError, TrainConfig, TrainingError, describe, evaluate, fit, to_dict
 from torchdfa.training.checkpoint import list_checkpoints
 from torchdfa.training.layout import lay_out
 from torchdfa.training.losses import binary
@@ -294,7 +294,7 @@ def test_no_angles_no_file(quick, run, tmp_path):
 
 @pytest.mark.parametrize("lr", [1e12, 1e30])
 def test_divergence_is_an_error_that_advises(quick, run, tmp_path, lr):
-    with pytest.raises(TrainingError, match=r"loss is (nan|inf) in epoch 1, step \d.* rate 1e\+\d\d.*--lr.*--clip 10"):
+    with pytest.raises(DivergedError, match=r"loss is (nan|inf) in epoch 1, step \d.* rate 1e\+\d\d.*--lr.*--clip 10"):
         run(quick(lr=lr, schedule="constant"), tmp_path)
     assert not (tmp_path / "model.safetensors").exists()
 

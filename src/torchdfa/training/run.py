@@ -42,6 +42,10 @@ class TrainingError(RuntimeError):
     """Training can't go on; the message says why."""
 
 
+class DivergedError(TrainingError):
+    """The loss is no longer finite; the message says where, and what to try."""
+
+
 @dataclass
 class Place:
     """How far a run has come, and the sums of the epoch under way."""
@@ -168,7 +172,7 @@ class Run:
                 would wait for another's gradients without end.
 
         Raises:
-            TrainingError: The loss is no longer finite.
+            DivergedError: The loss is no longer finite.
         """
         place = self.place
         self.model.train()
@@ -183,7 +187,7 @@ class Run:
             loss, correct = self._step(x, y, size)
             mean, stopping = sums([loss / size, stop.is_set()], self.fabric.device)
             if not math.isfinite(mean):
-                raise TrainingError(_diverged(self.config, place, mean, lr))
+                raise DivergedError(_diverged(self.config, place, mean, lr))
             place.loss += loss
             place.correct += correct
             place.seen += len(y)
