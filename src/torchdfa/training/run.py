@@ -119,7 +119,10 @@ class Run:
     @property
     def lr(self) -> float:
         """Learning rate of the trunk at the next step: a function of the place alone."""
-        return self.config.lr * SCHEDULES[self.config.schedule](self.done / self.steps)
+        return self._lr_at(self.done)
+
+    def _lr_at(self, done: int) -> float:
+        return self.config.lr * SCHEDULES[self.config.schedule](done / self.steps)
 
     def state(self) -> dict[str, Any]:
         """Return all that the rest of the run depends on, as tensors and plain values; to be called in every process.
@@ -243,10 +246,9 @@ class Run:
                 Angle(place.epoch + 1, name, angle(by_rule[name], true[name])) for name in layers if name in by_rule
             ]
             trunk_angle, trunk_ratio = _trunk(by_rule, true, self.material.head)
-        place.step -= 1  # the learning rate to report is that of the last step
         result = EpochResult(
             epoch=place.epoch + 1,
-            lr=self.lr,
+            lr=self._lr_at(self.done - 1),
             train_loss=loss / seen,
             train_top1=100 * correct / seen,
             val_loss=scores["val"][0],
