@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -125,6 +125,11 @@ class TrainConfig:
     def rules(self) -> list[Rule]:
         """All rules of the run: one, or one a pattern."""
         return list(self.rule.values()) if isinstance(self.rule, dict) else [self.rule]
+
+
+def each_rule(rule: Rule | dict[str, Rule], change: Callable[[Rule], Rule]) -> Rule | dict[str, Rule]:
+    """Return a rule, or a dict of them, with a change made to each."""
+    return {pattern: change(part) for pattern, part in rule.items()} if isinstance(rule, dict) else change(rule)
 
 
 def to_dict(value: Any) -> Any:
