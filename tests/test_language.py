@@ -40,6 +40,13 @@ def test_gpt_sees_no_later_token():
     assert net(TOKENS[:, :3]).shape == (3, 3, 11)
     with pytest.raises(ValueError, match="width=10, expected a multiple of heads=4"):
         GPT(width=10).build(5)
+    with pytest.raises(ValueError, match="the input has 9 tokens, expected at most context=8"):
+        net(TOKENS.new_zeros(1, 9))
+
+
+def test_an_unknown_kind_of_layer_is_refused():
+    with pytest.raises(ValueError, match=r"^RecurrentLM: kind='foo', expected one of .*lstm.*gru.*rnn"):
+        RecurrentLM(kind="foo")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])

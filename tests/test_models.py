@@ -174,12 +174,33 @@ def test_weights_come_from_the_global_generator(name):
         (NoklandConv(), (3, 32, 7), 8),
         (SmallConv(), (1, 3, 3), 4),
         (SmallConv(channels=(2, 2, 2)), (1, 7, 9), 8),
+        (ResNet(), (1, 3, 3), 4),
     ],
 )
 def test_too_small_images_are_refused(network, shape, least):
     name = type(network).__name__
     with pytest.raises(ValueError, match=rf"{name} takes images of {least} × {least} .*got {shape[1]} × {shape[2]}"):
         network.build(shape, 10)
+
+
+def test_the_smallest_images_of_a_resnet_end_as_one_pixel():
+    net = ResNet(width=4).build((1, 4, 4), 10)
+    maps = []
+    net.features[-2].register_forward_pre_hook(lambda _, inputs: maps.append(inputs[0].shape))
+    assert net(torch.zeros(2, 1, 4, 4)).shape == (2, 10) and maps == [(2, 16, 1, 1)]
+
+
+@pytest.mark.parametrize(
+    "make, expected",
+    [
+        (lambda: MLP(activation="gelu"), "MLP: activation='gelu', expected one of .*relu.*tanh.*sigmoid"),
+        (lambda: MLP(init="ones"), "MLP: init='ones', expected one of .*he.*uniform.*zero"),
+        (lambda: NoklandConv(init="he"), "NoklandConv: init='he', expected one of .*uniform.*zero"),
+    ],
+)
+def test_unknown_words_are_refused(make, expected):
+    with pytest.raises(ValueError, match=f"^{expected}"):
+        make()
 
 
 def test_a_bare_network_builds_nothing():

@@ -74,7 +74,6 @@ def _run(arguments: list[str]) -> int:
     from jsonargparse import set_parsing_settings
 
     from torchdfa.arguments import demand_set, formatter
-    from torchdfa.data import DataError
     from torchdfa.experiments import EXPERIMENTS, CellError, CompareConfig, ReproduceConfig
     from torchdfa.language import LanguageModel
     from torchdfa.models import Network
@@ -82,7 +81,7 @@ def _run(arguments: list[str]) -> int:
     from torchdfa.rules import Rule
     from torchdfa.tracking.commands import add_commands
     from torchdfa.tracking.display import NoDisplayError
-    from torchdfa.training import CheckpointError, Interrupted, ProcessError, TrainConfig, TrainingError, to_dict
+    from torchdfa.training import Interrupted, ProcessError, TrainConfig, TrainingError, to_dict
 
     # Whole names alone: what is looked for in the arguments below must not be there by an abbreviation.
     ArgumentParser = functools.partial(Parser, allow_abbrev=False)
@@ -187,9 +186,7 @@ def _run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except (
-        DataError,
         TrainingError,
-        CheckpointError,
         ProcessError,
         CellError,
         NoDisplayError,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -47,3 +49,23 @@ def write_csv(path: Path, fields: Sequence[str], rows: Iterable[Mapping[str, Any
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())
+
+
+def write_rows(path: Path, kind: Any, rows: Iterable[Any], *, digits: int = 6, nan: str = "nan") -> None:
+    """Write instances of a data class as CSV, a column a field, as :func:`write_atomically` does.
+
+    Args:
+        path: Of the file.
+        kind: The data class, which names the columns also where there are no rows.
+        rows: Its instances.
+        digits: Significant digits of floating-point numbers.
+        nan: What stands for NaN.
+    """
+
+    def shown(value: Any) -> Any:
+        if isinstance(value, float):
+            return nan if math.isnan(value) else f"{value:.{digits}g}"
+        return value
+
+    names = [f.name for f in dataclasses.fields(kind)]
+    write_csv(path, names, ({name: shown(getattr(row, name)) for name in names} for row in rows))

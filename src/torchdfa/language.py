@@ -9,11 +9,13 @@ torch.Size([1, 8, 10])
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+Kind = Literal["lstm", "gru", "rnn"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +53,16 @@ class RecurrentLM(LanguageModel):
         dropout: Share of what is dropped before, between and after the layers.
     """
 
-    kind: Literal["lstm", "gru", "rnn"] = "lstm"
+    kind: Kind = "lstm"
     layers: int = 2
     width: int = 200
     dropout: float = 0.0
 
     stateful = True
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"RecurrentLM: kind={self.kind!r}, expected one of {get_args(Kind)}.")
 
     def build(self, vocabulary: int) -> nn.Module:
         """Make the model: tokens (N, T), and a state or None, to logits (N, T, vocabulary) and the state."""
@@ -141,7 +147,6 @@ class Block(nn.Module):
 class _Transformer(nn.Module):
     def __init__(self, config: GPT, vocabulary: int):
         super().__init__()
-        self.context = config.context
         self.embedding = nn.Embedding(vocabulary, config.width)
         self.position = nn.Parameter(torch.zeros(config.context, config.width))
         self.dropout = nn.Dropout(config.dropout)
@@ -160,6 +165,11 @@ class _Transformer(nn.Module):
         nn.init.normal_(self.position, std=0.02)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        if tokens.shape[1] > len(self.position):
+            raise ValueError(
+                f"GPT: the input has {tokens.shape[1]} tokens, expected at most context={len(self.position)}. Give it "
+                "the last of them alone, or build the model with a larger context."
+            )
         x = self.dropout(self.embedding(tokens) + self.position[: tokens.shape[1]])
         for block in self.blocks:
             x = block(x)

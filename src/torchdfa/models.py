@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 
 Activation = Literal["relu", "tanh", "sigmoid"]
+Init = Literal["he", "uniform", "zero"]
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
 _VGG16_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
@@ -58,7 +59,11 @@ class MLP(Network):
     norm: bool = False
     input_dropout: float = 0.0
     dropout: float = 0.0
-    init: Literal["he", "uniform", "zero"] = "he"
+    init: Init = "he"
+
+    def __post_init__(self) -> None:
+        _demand_one_of("MLP", "activation", self.activation, get_args(Activation))
+        _demand_one_of("MLP", "init", self.init, get_args(Init))
 
     def build(self, shape: tuple[int, int, int], classes: int) -> nn.Sequential:
         """Make the network; see :meth:`Network.build`."""
@@ -124,6 +129,9 @@ class NoklandConv(Network):
     head: tuple[int, ...] = (2048, 2048)
     init: Literal["uniform", "zero"] = "uniform"
 
+    def __post_init__(self) -> None:
+        _demand_one_of("NoklandConv", "init", self.init, ("uniform", "zero"))
+
     def build(self, shape: tuple[int, int, int], classes: int) -> nn.Sequential:
         """Make the network; see :meth:`Network.build`."""
         _demand(shape, 8, "NoklandConv")
@@ -181,7 +189,7 @@ class ResNet(Network):
 
     def build(self, shape: tuple[int, int, int], classes: int) -> nn.Sequential:
         """Make the network; see :meth:`Network.build`."""
-        _demand(shape, 2 ** len(self.blocks), "ResNet")
+        _demand(shape, 2 ** (len(self.blocks) - 1), "ResNet")
         below = self.width
         layers: list[nn.Module] = [nn.Conv2d(shape[0], below, 3, padding=1, bias=False), nn.BatchNorm2d(below)]
         layers.append(nn.ReLU())
@@ -249,6 +257,11 @@ def _join(features: list[nn.Module], classifier: list[nn.Module]) -> nn.Sequenti
 def _demand(shape: tuple[int, int, int], least: int, name: str) -> None:
     if min(shape[1:]) < least:
         raise ValueError(f"{name} takes images of {least} × {least} and larger, got {shape[1]} × {shape[2]}.")
+
+
+def _demand_one_of(network: str, setting: str, found: Any, known: tuple[Any, ...]) -> None:
+    if found not in known:
+        raise ValueError(f"{network}: {setting}={found!r}, expected one of {known}.")
 
 
 def _layers(network: nn.Module) -> list[nn.Linear | nn.Conv2d]:

@@ -23,6 +23,11 @@ def test_unknown_name_lists_the_known_ones(name):
     assert all(known in str(caught.value) for known in [*names(), "folder:PATH"])
 
 
+def test_a_text_is_told_from_an_unknown_name():
+    with pytest.raises(DataError, match=r"'tiny-shakespeare' is a text, .*load_text\('tiny-shakespeare'\)"):
+        load("tiny-shakespeare")
+
+
 def test_digits():
     dataset = load("digits")
     assert dataset.name == "digits"

@@ -125,5 +125,11 @@ def test_ranks_share_the_rows_of_a_batch(shuffle):
 def test_texts_that_are_too_short():
     with pytest.raises(ValueError, match="10 tokens make no batch of 3 windows of 4 tokens"):
         TextBatches(TEXT[:10], 3, 4, shuffle=True)
+    for shuffle in (False, True):
+        with pytest.raises(ValueError, match=r"^sequence=0, expected 1 or more"):
+            TextBatches(torch.arange(100), 2, 0, shuffle=shuffle)
+        for rank in (-1, 2, 5):
+            with pytest.raises(ValueError, match=rf"^rank={rank}, expected one of 0\.\.1"):
+                TextBatches(torch.arange(100), 2, 4, shuffle=shuffle, rank=rank, world_size=2)
     with pytest.raises(ValueError, match="batch_size=1, expected a stream for each of 2 processes"):
         TextBatches(TEXT, 1, 4, world_size=2)

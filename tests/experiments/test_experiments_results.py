@@ -42,7 +42,7 @@ CHANGES = [
     {"lr": 0.02}, {"seed": 1}, {"epochs": 2}, {"train_size": None}, {"validation": 10}, {"augment": True},
     {"clip": 1.0}, {"data": "cifar10"}, {"model": MLP(hidden=(17,))}, {"model": SmallConv()}, {"rule": dfa.BDFA()},
     {"rule": dfa.BDFA(seed=1)}, {"rule": {"classifier.*": dfa.Frozen()}}, {"precision": "64-true"},
-    {"loss": "binary"}, {"refresh": 1}, {"optimizer": "adam"},
+    {"loss": "binary"}, {"refresh": 1}, {"mirror_rate": 0.2}, {"optimizer": "adam"},
     {"weight_decay": 0.0}, {"momentum": 0.5}, {"batch_size": 51}, {"schedule": "step"},
     {"head_lr": 2.0}, {"channels_last": True}, {"alignment": 1}, {"score_every": 2}, {"vocabulary": 9}, {"sequence": 8},
 ]  # fmt: skip

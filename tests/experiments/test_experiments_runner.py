@@ -4,11 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -180,6 +182,13 @@ def test_epochs_before_divergence_are_kept(here, tmp_path, monkeypatch, interrup
     assert all("in epoch 3" in r.problem for r in rows) and score(rows) == -math.inf
     assert plain(rows) == plain(Results(tmp_path / "results.csv").read()[one.key])
     assert [(r.epoch, f"{r.test_top1:.6g}") for r in rows] == [(h.epoch, f"{h.test_top1:.6g}") for h in whole[:2]]
+
+
+def test_a_run_that_cannot_begin_is_a_crash_not_a_result(here, tmp_path):
+    frozen = cell(head_lr=0.0)
+    with pytest.raises(CellError, match="TrainingError: no parameter learns"):
+        list(run_cells([frozen], tmp_path, here))
+    assert Results(tmp_path / "results.csv").read() == {}
 
 
 def test_what_all_crashed_of_is_said_once(here, tmp_path):
@@ -498,6 +507,47 @@ def test_a_full_disk_keeps_what_a_cell_has_done(here, tmp_path, monkeypatch):
     ((_, rows),) = run_cells([one], tmp_path, here)
     assert seen == [2, 3] and plain(rows) == plain(whole)
     assert not (tmp_path / "partial" / one.key).exists()
+
+
+def test_a_job_that_ends_while_the_rest_are_cancelled(tmp_path, monkeypatch):
+    from torchdfa.experiments import cluster
+
+    asked, cancelled = threading.Event(), threading.Event()
+
+    class Job:
+        def done(self):
+            asked.set()
+            return cancelled.wait(30)
+
+        def cancel(self):
+            cancelled.set()
+
+        def result(self):
+            return ""
+
+    class Executor:
+        def __init__(self, folder, cluster):
+            pass
+
+        def update_parameters(self, **options):
+            pass
+
+        def submit(self, *arguments):
+            return Job()
+
+    monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace(AutoExecutor=Executor))
+    crew = cluster.ClusterWorkers(1, "cpu", "local", {})
+    future = crew.submit(cell(), tmp_path)
+    assert asked.wait(30)
+    crew.stop()
+    assert future.result(timeout=0) == "" and not crew._watcher.is_alive()
+
+
+def test_a_missing_submitit_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    expected = r'submitit is needed to run experiments on a cluster: pip install "torchdfa\[cluster\]"'
+    with pytest.raises(ImportError, match=expected):
+        make_workers(1, "cpu", "slurm", {})
 
 
 @pytest.mark.parametrize("dies", [False, True])

@@ -9,7 +9,7 @@ from torchdfa.experiments.timing import interleaved, training_step
 def test_candidates_take_turns():
     calls = []
     times = interleaved({name: lambda name=name: calls.append(name) for name in "abc"}, budget=0.0, least=4)
-    assert calls == list("aabbcc") + list("abc") + list("bca") + list("cab") + list("abc")
+    assert calls == list("aaabbbccc") + list("abc") + list("bca") + list("cab") + list("abc")
     assert list(times) == ["a", "b", "c"]
 
 

@@ -19,6 +19,8 @@ from torchdfa.training import TrainConfig, differences, to_dict
         ("weight_decay", math.nan, "0 or more"),
         ("momentum", -0.1, "0 or more"),
         ("alignment", -1, "0 or more"),
+        ("mirror_rate", 0.0, "more than 0, and 1 or less"),
+        ("mirror_rate", 1.5, "more than 0, and 1 or less"),
         ("lr", 0.0, "a positive number"),
         ("lr", math.inf, "a positive number"),
         ("lr", math.nan, "a positive number"),
@@ -39,6 +41,15 @@ def test_a_wrong_setting_is_named(field, value, expected):
     with pytest.raises(ValueError, match=f"^{field}=.*expected .*{expected}") as error:
         TrainConfig(**{field: value})
     assert repr(value) in str(error.value)
+
+
+@pytest.mark.parametrize("rule", [dfa.KolenPollack(), dfa.WeightMirror(direct=True)], ids=["KolenPollack", "mirror"])
+def test_feedback_that_learns_is_not_refreshed(rule):
+    name = type(rule).__name__
+    for rules in (rule, {"features.*": dfa.BP(), "classifier.*": rule}):
+        assert TrainConfig(rule=rules).refresh == 0
+        with pytest.raises(ValueError, match=f"^refresh=2, expected 0 with the rule {name}, whose feedback learns"):
+            TrainConfig(rule=rules, refresh=2)
 
 
 def test_defaults_are_valid_and_frozen():

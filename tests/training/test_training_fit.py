@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import torchdfa as dfa
 from torchdfa.data import Batches, Dataset, ImageSet, statistics, subset
 from torchdfa.models import MLP, SmallConv
-from torchdfa.training import TrainConfig, TrainingError, describe, evaluate, fit, to_dict
+from torchdfa.training import DivergedError, TrainConfig, TrainingError, describe, evaluate, fit, to_dict
 from torchdfa.training.checkpoint import list_checkpoints
 from torchdfa.training.layout import lay_out
 from torchdfa.training.losses import binary
@@ -186,6 +186,26 @@ def test_refreshed_feedback_is_the_product_of_that_time_s_weights(quick, run, sa
     assert same(run(quick(refresh=1, **settings), cut, resume=True, **checkpoints).model, whole.model)
 
 
+@pytest.mark.parametrize("direct", [False, True], ids=["layer", "network"])
+def test_mirrored_feedback_follows_the_weights(quick, run, direct):
+    settings = {"rule": dfa.WeightMirror(direct=direct), "model": MLP(hidden=(16,)), "epochs": 6, "lr": 0.02}
+    network = run(quick(mirror_rate=0.05, **settings)).model
+    head = network.classifier[2]
+    feedback, weight = head.feedback.weight, head.weight
+    assert F.cosine_similarity(feedback.flatten(), weight.flatten(), dim=0) > 0.8
+
+
+@pytest.mark.parametrize("direct", [False, True], ids=["layer", "network"])
+def test_an_interrupted_run_mirrors_as_one_that_is_not(quick, run, same, tmp_path, direct):
+    config = quick(rule=dfa.WeightMirror(direct=direct))
+    whole = run(config, tmp_path, checkpoint_steps=3)
+    other = run(replace(config, mirror_rate=0.2))
+    assert not same(whole.model, other.model)
+    list_checkpoints(tmp_path)[-1].unlink()
+    torch.manual_seed(777)
+    assert same(run(config, tmp_path, resume=True).model, whole.model)
+
+
 @pytest.mark.parametrize("clip, rule", [(1e-2, dfa.BP()), (1e-2, dfa.DFA()), (1e9, dfa.BP())])
 def test_clip_limits_the_norm(one_step, clip, rule):
     def norm(moved):
@@ -274,7 +294,7 @@ def test_no_angles_no_file(quick, run, tmp_path):
 
 @pytest.mark.parametrize("lr", [1e12, 1e30])
 def test_divergence_is_an_error_that_advises(quick, run, tmp_path, lr):
-    with pytest.raises(TrainingError, match=r"loss is (nan|inf) in epoch 1, step \d.* rate 1e\+\d\d.*--lr.*--clip 10"):
+    with pytest.raises(DivergedError, match=r"loss is (nan|inf) in epoch 1, step \d.* rate 1e\+\d\d.*--lr.*--clip 10"):
         run(quick(lr=lr, schedule="constant"), tmp_path)
     assert not (tmp_path / "model.safetensors").exists()
 

@@ -71,6 +71,8 @@ def _folder(name: str) -> Path:
     # An empty path would mean the working directory.
     if name.startswith(FOLDER_PREFIX) or (name and path.is_dir()):
         return path
+    if name in TEXTS:
+        raise DataError(f"{name!r} is a text, expected a set of images; load it by torchdfa.data.load_text({name!r})")
     raise DataError(
         f"unknown data set {name!r}; expected one of {', '.join(names())}, the text {' or '.join(TEXTS)}, or an image "
         "folder as "

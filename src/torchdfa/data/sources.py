@@ -82,8 +82,13 @@ def read_bytes(path: Path, most: int | None = None) -> bytes:
         raise DataError(f"{path}: cannot be read ({error.strerror}); expected a readable file.") from error
 
 
-def require(module: str) -> ModuleType:
+def require(module: str, extra: str = "train", purpose: str = "to load this data") -> ModuleType:
     """Import an optional dependency.
+
+    Args:
+        module: Its name.
+        extra: Of torchdfa, that installs it.
+        purpose: What it is needed for, for the error message.
 
     Raises:
         ImportError: If it is not installed; the message says how to install it.
@@ -91,7 +96,7 @@ def require(module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(f'{module} is needed to load this data: pip install "torchdfa[train]"') from error
+        raise ImportError(f'{module} is needed {purpose}: pip install "torchdfa[{extra}]"') from error
 
 
 def download_folder(title: str, root: Path, folder: str, download: Callable[[str], object]) -> Path:

@@ -184,7 +184,7 @@ class TextBatches:
         world_size: Number of processes.
 
     Raises:
-        ValueError: The text is too short for a batch.
+        ValueError: A number is out of range, or the text is too short for a batch.
     """
 
     def __init__(
@@ -199,6 +199,10 @@ class TextBatches:
         rank: int = 0,
         world_size: int = 1,
     ):
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank={rank}, expected one of 0..{world_size - 1}, as world_size={world_size}")
+        if sequence < 1:
+            raise ValueError(f"sequence={sequence}, expected 1 or more tokens")
         if batch_size < world_size:
             raise ValueError(f"batch_size={batch_size}, expected a stream for each of {world_size} processes or more")
         self._tokens, self._sequence, self._seed = tokens.to(device), sequence, seed

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Mapping
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
@@ -43,7 +42,7 @@ class ClusterWorkers(Workers):
 
     def submit(self, cell: Cell, folder: Path) -> Future[str]:
         """Make a job of a cell; the result says what went wrong, if anything did."""
-        submitit = require("submitit")
+        submitit = _submitit()
         # What submitit writes: the job's output, and cell and result as pickles, which only this user's jobs read.
         executor = submitit.AutoExecutor(folder=folder / "jobs" / "%j", cluster=self._cluster)
         options = {"timeout_min": 24 * 60, "cpus_per_task": 1, "name": f"torchdfa-{cell.key}", **self._options}
@@ -66,7 +65,7 @@ class ClusterWorkers(Workers):
                 if not job.done():
                     continue
                 with self._lock:
-                    del self._waiting[future]
+                    self._waiting.pop(future, None)  # stop() may have cleared it meanwhile
                 try:
                     future.set_result(job.result())
                 except Exception as error:
@@ -74,7 +73,7 @@ class ClusterWorkers(Workers):
                     broken = BrokenProcessPool(f"job {job.job_id} ended without a result, see {job.paths.stderr}")
                     broken.__cause__ = error
                     future.set_exception(broken)
-            time.sleep(_POLL_SECONDS)
+            self._ended.wait(_POLL_SECONDS)
 
     def stop(self) -> None:
         """Cancel the jobs that are left; what they have done is in their checkpoints."""
@@ -83,6 +82,12 @@ class ClusterWorkers(Workers):
             for job in self._waiting.values():
                 job.cancel()
             self._waiting.clear()
+        if self._watcher is not None:
+            self._watcher.join()
+
+
+def _submitit() -> Any:
+    return require("submitit", "cluster", "to run experiments on a cluster")
 
 
 def make_workers(jobs: int | None, accelerator: str, engine: Engine, options: Mapping[str, Any]) -> Workers:
@@ -100,5 +105,5 @@ def make_workers(jobs: int | None, accelerator: str, engine: Engine, options: Ma
     """
     if engine == "local":
         return Workers(jobs or (1 if torch.cuda.is_available() else os.cpu_count() or 1), accelerator)
-    require("submitit")
+    _submitit()
     return ClusterWorkers(jobs or 100, accelerator, engine.removeprefix("submitit-"), options)

@@ -12,6 +12,7 @@ from torchdfa.data.text import VOCABULARIES
 from torchdfa.language import LanguageModel
 from torchdfa.rules import BP, FeedbackRule, Rule
 from torchdfa.training import TrainConfig
+from torchdfa.training.config import each_rule
 
 # Shape of an image and number of classes.
 _IMAGES = {
@@ -28,7 +29,7 @@ def share_of_products(config: TrainConfig) -> float:
     """
     if isinstance(config.rule, BP):
         return 1.0
-    rule: Any = {k: _plain(r) for k, r in config.rule.items()} if isinstance(config.rule, dict) else _plain(config.rule)
+    rule: Any = each_rule(config.rule, _plain)
     with torch.random.fork_rng(()):
         if isinstance(config.model, LanguageModel):
             tokens = VOCABULARIES[config.data]

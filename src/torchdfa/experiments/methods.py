@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from torchdfa.experiments.normalised import NormalisedBDFA
 from torchdfa.rules import BDFA, BP, CBDFA, CDFA, DFA, FA, Frozen, Rule
+from torchdfa.training.config import each_rule
 
 # Of the networks in torchdfa.models: features is the trunk, classifier the head, classifier.0 its first layer.
 METHODS: dict[str, Rule | dict[str, Rule]] = {
@@ -62,8 +63,8 @@ def method(name: str, seed: int = 0) -> Rule | dict[str, Rule]:
 
 def seeded(rule: Rule | dict[str, Rule], seed: int) -> Rule | dict[str, Rule]:
     """Return a rule with its random feedback drawn from ``seed``."""
-    return {k: _seeded(r, seed) for k, r in rule.items()} if isinstance(rule, dict) else _seeded(rule, seed)
 
+    def change(rule: Rule) -> Rule:
+        return replace(rule, seed=seed) if hasattr(rule, "seed") else rule  # type: ignore[call-arg]
 
-def _seeded(rule: Rule, seed: int) -> Rule:
-    return replace(rule, seed=seed) if hasattr(rule, "seed") else rule  # type: ignore[call-arg]
+    return each_rule(rule, change)

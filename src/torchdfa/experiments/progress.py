@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torchdfa.experiments.results import Cell
+from torchdfa.training.logs import on_terminal
 
 
 class Watch:
@@ -41,18 +41,9 @@ def watch(shown: bool, planned: int) -> Iterator[Watch]:
     if not shown:
         yield Watch(None, planned)
         return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("runs,"), TimeElapsedColumn(), TextColumn("gone,"))
     columns += (TimeRemainingColumn(), TextColumn("left"), TextColumn("{task.fields[what]}"))
-    console = Console(file=sys.stderr)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with on_terminal(*columns) as progress:
         yield Watch(progress, planned)

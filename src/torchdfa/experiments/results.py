@@ -16,8 +16,7 @@ from typing import Any
 from filelock import FileLock
 
 from torchdfa.experiments.measure import measure_of
-from torchdfa.files import write_csv
-from torchdfa.rules import Rule
+from torchdfa.files import write_rows
 from torchdfa.training import EpochResult, TrainConfig
 
 
@@ -179,8 +178,7 @@ class Results:
 
     def _write(self, rows: Iterable[Row]) -> None:
         # The whole file anew: at a few thousand rows that takes milliseconds, and no reader ever sees a part of a run.
-        shown = ({k: _shown(v) for k, v in dataclasses.asdict(row).items()} for row in rows)
-        write_csv(self.path, _FIELDS, shown)
+        write_rows(self.path, Row, rows, nan="")
 
 
 def _whole(rows: Sequence[Row]) -> bool:
@@ -200,7 +198,7 @@ def find_results(folder: Path) -> list[Results]:
 def rows_of(cell: Cell, history: Sequence[EpochResult], problem: str, train_size: int) -> list[Row]:
     """Return the rows of a run; one row with epoch 0 where it has no epoch."""
     config = cell.config
-    rule = next((r for r in _rules(config) if hasattr(r, "init")), None)
+    rule = next((r for r in config.rules if hasattr(r, "init")), None)
     nothing = EpochResult(0, *[math.nan] * (len(dataclasses.fields(EpochResult)) - 1))
     return [
         Row(
@@ -237,10 +235,6 @@ def score(run: Sequence[Row]) -> float:
     measure = measure_of(last.dataset)
     value = measure.of(last, "val" if last.phase == "search" else "test")
     return -math.inf if math.isnan(value) else -value if measure.falls else value
-
-
-def _rules(config: TrainConfig) -> list[Rule]:
-    return list(config.rule.values()) if isinstance(config.rule, dict) else [config.rule]
 
 
 def changed(value: Any) -> Any:
@@ -291,9 +285,3 @@ def _parse(line: Mapping[str, Any]) -> Row | None:
         return Row(**{name: kind(line.get(name) or _EMPTY[kind]) for name, kind in _KINDS.items()})
     except (TypeError, ValueError, KeyError):
         return None
-
-
-def _shown(value: Any) -> Any:
-    if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:.6g}"
-    return value

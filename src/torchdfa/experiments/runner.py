@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from torchdfa.data import Corpus, Dataset, load_any
 from torchdfa.experiments.layers import keep_angles
 from torchdfa.experiments.results import Cell, Results, Row, rows_of
-from torchdfa.training import EpochResult, Interrupted, TrainingError, fit, to_dict
+from torchdfa.training import DivergedError, EpochResult, Interrupted, fit, to_dict
 from torchdfa.training.checkpoint import load_checkpoint
 
 _POLL_SECONDS = 1.0
@@ -230,8 +230,8 @@ def _rows(cell: Cell, partial: Path, accelerator: str) -> list[Row]:
     try:
         options = {"resume": resume, "keep": 1, "progress": False, "dataset": data, "accelerator": accelerator}
         history = fit(config, partial, **options).history
-    except TrainingError as error:
-        # Divergence is a result, with the epochs before it.
+    except DivergedError as error:
+        # It is a result, with the epochs before it.
         state = load_checkpoint(partial, to_dict(config))
         problem, history = str(error), [EpochResult(**epoch) for epoch in state["history"]] if state else []
     return rows_of(cell, history, problem, config.train_size or len(data.train))

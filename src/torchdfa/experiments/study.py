@@ -25,6 +25,7 @@ from torchdfa.experiments.runner import Workers, run_cells
 from torchdfa.experiments.search import beyond
 from torchdfa.rules import Rule
 from torchdfa.training import TrainConfig
+from torchdfa.training.config import each_rule
 
 WEIGHT_DECAYS = (5e-4, 0.0, 1e-4, 2e-3)
 FEEDBACK_SCALES: tuple[float, ...] = (1.0, 0.1, 0.3, 3.0)
@@ -103,10 +104,10 @@ class Line:
     @property
     def tunes_feedback(self) -> bool:
         """Whether the second setting is the feedback's size, not the weight decay."""
-        rule = self.config.rule
-        rules = list(rule.values()) if isinstance(rule, dict) else [rule]
         # Decay is what makes the feedback of Kolen and Pollack follow the weights.
-        return any(getattr(r, "scale", None) == "matched" and not isinstance(r, KolenPollack) for r in rules)
+        return any(
+            getattr(r, "scale", None) == "matched" and not isinstance(r, KolenPollack) for r in self.config.rules
+        )
 
     @property
     def has_curve(self) -> bool:
@@ -126,7 +127,7 @@ class Line:
             changes["score_every"] = config.epochs
         changes["rule"] = seeded(config.rule, seed)
         if second is not None and self.tunes_feedback:
-            changes["rule"] = _scaled(changes["rule"], second)
+            changes["rule"] = each_rule(changes["rule"], lambda rule: _scaled(rule, second))
         elif second is not None:
             changes["weight_decay"] = second
         if head_lr is not None:
@@ -241,13 +242,7 @@ def _own_first(values: Sequence[float], own: float) -> tuple[float, ...]:
     return own, *(value for value in values if value != own)
 
 
-def _scaled(rule: Rule | dict[str, Rule], scale: float) -> Rule | dict[str, Rule]:
-    if isinstance(rule, dict):
-        return {pattern: _one_scaled(part, scale) for pattern, part in rule.items()}
-    return _one_scaled(rule, scale)
-
-
-def _one_scaled(rule: Rule, scale: float) -> Rule:
+def _scaled(rule: Rule, scale: float) -> Rule:
     return dataclasses.replace(rule, scale=scale) if hasattr(rule, "scale") else rule  # type: ignore[call-arg]
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from torchdfa.ops.bench import rounds
 
 
 def interleaved(candidates: Mapping[str, Callable[[], object]], *, budget: float, least: int = 5) -> dict[str, float]:
@@ -23,18 +24,7 @@ def interleaved(candidates: Mapping[str, Callable[[], object]], *, budget: float
         budget: Seconds, for all candidates together.
         least: Rounds.
     """
-    for candidate in candidates.values():
-        for _ in range(2):  # allocate, choose kernels
-            candidate()
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    end = time.perf_counter() + budget
-    order = list(candidates)
-    while time.perf_counter() < end or len(times[order[0]]) < least:
-        for name in order:
-            begin = time.process_time()
-            candidates[name]()
-            times[name].append(time.process_time() - begin)
-        order = [*order[1:], order[0]]
+    times = rounds(candidates, budget, threads=1, least=least, shortest=0.0)
     return {name: statistics.median(values) for name, values in times.items()}
 
 

@@ -65,21 +65,30 @@ def has_bfloat16() -> bool:
 
 
 def rounds(
-    functions: Mapping[str, Callable[[], object]], seconds: float, *, threads: int, least: int = 7
+    functions: Mapping[str, Callable[[], object]],
+    seconds: float,
+    *,
+    threads: int,
+    least: int = 7,
+    shortest: float = 2e-4,
 ) -> dict[str, list[float]]:
     """Return the seconds of each function's calls; functions take turns, each round begins with another one.
 
-    A measurement repeats a short function until it has run for some 200 µs, so that the clock does not show. With one
-    thread it is CPU time, which other processes disturb less; with more it is wall-clock time.
+    Args:
+        functions: Without arguments, by name.
+        seconds: For all together; rounds go on until they are spent.
+        threads: Of torch. With one, CPU time is measured, which other processes disturb less; else wall-clock time.
+        least: Rounds.
+        shortest: Seconds. A shorter function is repeated within a measurement, so that the clock does not show.
     """
     clock = time.process_time if threads == 1 else time.perf_counter
     repeats = {}
     for name, function in functions.items():
-        for _ in range(3):
+        for _ in range(2):  # allocate, choose kernels
             function()
         begin = time.perf_counter()
         function()
-        repeats[name] = max(1, int(2e-4 / max(time.perf_counter() - begin, 1e-7)))
+        repeats[name] = max(1, int(shortest / max(time.perf_counter() - begin, 1e-7)))
     times: dict[str, list[float]] = {name: [] for name in functions}
     order, end = list(functions), time.perf_counter() + seconds
     while time.perf_counter() < end or len(times[order[0]]) < least:

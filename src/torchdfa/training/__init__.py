@@ -5,11 +5,12 @@ from torchdfa.training.config import TrainConfig, differences, to_dict
 from torchdfa.training.logs import Angle, EpochResult
 from torchdfa.training.loop import Interrupted, Result, describe, fit
 from torchdfa.training.processes import ProcessError
-from torchdfa.training.run import TrainingError, evaluate
+from torchdfa.training.run import DivergedError, TrainingError, evaluate
 
 __all__ = [
     "Angle",
     "CheckpointError",
+    "DivergedError",
     "EpochResult",
     "Interrupted",
     "ProcessError",

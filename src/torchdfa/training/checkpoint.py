@@ -17,7 +17,7 @@ from torchdfa.training.config import TrainConfig, differences, to_dict
 from torchdfa.training.sealed import SealError, read_sealed, seal
 
 FORMAT = 2
-_NAME = re.compile(r"checkpoint-(\d+)\.(pt|ckpt)")
+_NAME = re.compile(r"checkpoint-(\d+)\.ckpt")
 # What a result does not depend on: a run may be resumed with other values of these.
 _FREE = ("data_root",)
 
@@ -67,11 +67,6 @@ def load_checkpoint(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] |
     paths = list_checkpoints(folder)
     problems: list[str] = []
     for path in reversed(paths):
-        if path.suffix == ".pt":
-            raise CheckpointError(
-                f"{path} has checkpoint format 1, a pickle; this is torchdfa {torchdfa.__version__}, which reads "
-                f"format {FORMAT}."
-            )
         try:
             content = read_sealed(path)
             if not isinstance(content, dict) or not {"format", "config", "state"} <= content.keys():

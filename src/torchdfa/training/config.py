@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from torchdfa.baselines import KolenPollack, WeightMirror
 from torchdfa.data import TEXTS
 from torchdfa.language import LanguageModel
 from torchdfa.models import Network, SmallConv
@@ -39,7 +40,9 @@ class TrainConfig:
         loss: "cross_entropy": softmax over the classes. "binary": a logistic unit a class and the sum of their binary
             cross-entropies (Nøkland 2016). The error at the logits is p - y in both.
         refresh: Make the feedback anew, product feedback from the weights of that time, after every so many epochs; 0:
-            never.
+            never. Not for KolenPollack and WeightMirror, whose feedback would lose what it has learned.
+        mirror_rate: Share of its feedback that :class:`torchdfa.WeightMirror` learns anew before every step, as
+            :func:`torchdfa.mirror` does with the step's inputs.
         epochs: Passes over the training images or text.
         batch_size: Images, or streams of a text, a step, over all processes together.
         optimizer: SGD with momentum, RMSprop or Adam.
@@ -68,6 +71,7 @@ class TrainConfig:
     rule: Rule | dict[str, Rule] = field(default_factory=BP)
     loss: Loss = "cross_entropy"
     refresh: int = 0
+    mirror_rate: float = 0.1
     epochs: int = 20
     batch_size: int = 100
     optimizer: Optimizer = "sgd"
@@ -91,6 +95,7 @@ class TrainConfig:
         _demand(0 < self.lr < float("inf"), "lr", self.lr, "a positive number")
         _demand(self.head_lr < float("inf"), "head_lr", self.head_lr, "0 or more")
         _demand(self.loss in get_args(Loss), "loss", self.loss, f"one of {get_args(Loss)}")
+        _demand(0 < self.mirror_rate <= 1, "mirror_rate", self.mirror_rate, "more than 0, and 1 or less")
         _demand(self.clip is None or self.clip > 0, "clip", self.clip, "a positive number or none")
         _demand(self.train_size is None or self.train_size >= 1, "train_size", self.train_size, "1 or more, or none")
         _demand(self.optimizer in get_args(Optimizer), "optimizer", self.optimizer, f"one of {get_args(Optimizer)}")
@@ -110,10 +115,21 @@ class TrainConfig:
             _demand(not self.augment, "augment", self.augment, f"false for the text {self.data}")
         else:
             _demand(isinstance(self.model, Network), "model", self.model, "a network, as torchdfa.models.MLP()")
-        rules = self.rule.values() if isinstance(self.rule, dict) else [self.rule]
-        _demand(
-            all(isinstance(r, Rule) for r in rules), "rule", self.rule, "a rule, as torchdfa.DFA(), or a dict of them"
-        )
+        expected = "a rule, as torchdfa.DFA(), or a dict of them"
+        _demand(all(isinstance(r, Rule) for r in self.rules), "rule", self.rule, expected)
+        learns = next((type(r).__name__ for r in self.rules if isinstance(r, (KolenPollack, WeightMirror))), None)
+        expected = f"0 with the rule {learns}, whose feedback learns and would have to begin again"
+        _demand(learns is None or not self.refresh, "refresh", self.refresh, expected)
+
+    @property
+    def rules(self) -> list[Rule]:
+        """All rules of the run: one, or one a pattern."""
+        return list(self.rule.values()) if isinstance(self.rule, dict) else [self.rule]
+
+
+def each_rule(rule: Rule | dict[str, Rule], change: Callable[[Rule], Rule]) -> Rule | dict[str, Rule]:
+    """Return a rule, or a dict of them, with a change made to each."""
+    return {pattern: change(part) for pattern, part in rule.items()} if isinstance(rule, dict) else change(rule)
 
 
 def to_dict(value: Any) -> Any:

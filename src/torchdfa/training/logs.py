@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torchdfa.files import write_csv
+from torchdfa.files import write_rows
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class EpochResult:
 
 def write_history(folder: Path, history: Sequence[EpochResult]) -> None:
     """Write ``metrics.csv`` of a run, one row an epoch."""
-    _write(folder / "metrics.csv", EpochResult, history)
+    write_rows(folder / "metrics.csv", EpochResult, history, digits=8)
 
 
 @dataclass(frozen=True)
@@ -65,16 +65,7 @@ class Angle:
 
 def write_angles(folder: Path, angles: Sequence[Angle]) -> None:
     """Write ``angles.csv`` of a run."""
-    _write(folder / "angles.csv", Angle, angles)
-
-
-def _write(path: Path, kind: Any, rows: Sequence[Any]) -> None:
-    plain = ({k: _plain(v) for k, v in dataclasses.asdict(row).items()} for row in rows)
-    write_csv(path, [f.name for f in dataclasses.fields(kind)], plain)
-
-
-def _plain(value: Any) -> Any:
-    return f"{value:.8g}" if isinstance(value, float) else value
+    write_rows(folder / "angles.csv", Angle, angles, digits=8)
 
 
 class Events:
@@ -138,13 +129,20 @@ def bar(shown: bool, total: int, done: int, unit: str = "images") -> Iterator[Ba
     if not shown:
         yield Bar(None, total, done, unit)
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
     columns = [BarColumn(), TextColumn("{task.percentage:3.0f} %")]
     columns += [TextColumn("{task.fields[" + name + "]}") for name in ("loss", "top1", "speed")]
+    with on_terminal(*columns, TimeRemainingColumn()) as progress:
+        yield Bar(progress, total, done, unit)
+
+
+@contextmanager
+def on_terminal(*columns: Any) -> Iterator[Any]:
+    """Show rich's progress of these columns on standard error while the context lasts; nothing if it is no terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
     console = Console(file=sys.stderr)
-    with Progress(
-        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
-    ) as shown_bar:
-        yield Bar(shown_bar, total, done, unit)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield progress

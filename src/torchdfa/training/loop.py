@@ -88,7 +88,8 @@ def fit(
         on_epoch: Called after every epoch, on the first process.
 
     Raises:
-        TrainingError: The loss is no longer finite; or ``out`` holds another run and ``resume`` is not set.
+        DivergedError: The loss is no longer finite.
+        TrainingError: No parameter learns; or ``out`` holds another run and ``resume`` is not set.
         ProcessError: Another process trains in ``out``.
         OSError: ``out`` can't be written; what was written before is whole.
         CheckpointError: The checkpoint is of another run, or can't be read.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import torchdfa
 from torchdfa.alignment import Gradients, angle, both_gradients
+from torchdfa.baselines import WeightMirror
 from torchdfa.data import Corpus, Dataset
 from torchdfa.distributed import share_feedback
 from torchdfa.training.checkpoint import CheckpointError
@@ -39,6 +40,10 @@ if TYPE_CHECKING:
 
 class TrainingError(RuntimeError):
     """Training can't go on; the message says why."""
+
+
+class DivergedError(TrainingError):
+    """The loss is no longer finite; the message says where, and what to try."""
 
 
 @dataclass
@@ -71,8 +76,10 @@ class Run:
 
     def __init__(self, config: TrainConfig, dataset: Dataset | Corpus, fabric: Fabric, sharded: bool = False):
         self.config, self.fabric = config, fabric
-        if sharded and (config.alignment or config.refresh):
-            raise TrainingError("alignment and refresh need whole layers; they don't go with --strategy fsdp.")
+        self.mirrors = any(isinstance(rule, WeightMirror) for rule in config.rules)
+        if sharded and (config.alignment or config.refresh or self.mirrors):
+            what = "alignment, refresh and the rule WeightMirror"
+            raise TrainingError(f"{what} need whole layers; they don't go with --strategy fsdp.")
         self.material: Material = prepare(config, dataset, fabric, sharded)
         self.network, self.batches, self.scored = self.material.network, self.material.batches, self.material.scored
         self._convert()
@@ -112,7 +119,10 @@ class Run:
     @property
     def lr(self) -> float:
         """Learning rate of the trunk at the next step: a function of the place alone."""
-        return self.config.lr * SCHEDULES[self.config.schedule](self.done / self.steps)
+        return self._lr_at(self.done)
+
+    def _lr_at(self, done: int) -> float:
+        return self.config.lr * SCHEDULES[self.config.schedule](done / self.steps)
 
     def state(self) -> dict[str, Any]:
         """Return all that the rest of the run depends on, as tensors and plain values; to be called in every process.
@@ -165,7 +175,7 @@ class Run:
                 would wait for another's gradients without end.
 
         Raises:
-            TrainingError: The loss is no longer finite.
+            DivergedError: The loss is no longer finite.
         """
         place = self.place
         self.model.train()
@@ -180,7 +190,7 @@ class Run:
             loss, correct = self._step(x, y, size)
             mean, stopping = sums([loss / size, stop.is_set()], self.fabric.device)
             if not math.isfinite(mean):
-                raise TrainingError(_diverged(self.config, place, mean, lr))
+                raise DivergedError(_diverged(self.config, place, mean, lr))
             place.loss += loss
             place.correct += correct
             place.seen += len(y)
@@ -202,6 +212,10 @@ class Run:
         if self.fabric.world_size > 1:
             # Dropout differs between processes, and goes on as it would have without their states being kept.
             torch.manual_seed(draw_seed(self.config.seed, self.done, self.fabric.global_rank))
+        if self.mirrors:
+            # Of several processes each does it, and the first one's feedback goes to the others in the forward.
+            noise = torch.Generator().manual_seed(draw_seed(self.config.seed, self.done, -1))
+            torchdfa.mirror(self.network, x, rate=self.config.mirror_rate, generator=noise)
         logits, self.carried = _logits(self.model, x, self.carried)
         loss = self.loss(logits, y, reduction="sum")
         self.optimizer.zero_grad()
@@ -232,10 +246,9 @@ class Run:
                 Angle(place.epoch + 1, name, angle(by_rule[name], true[name])) for name in layers if name in by_rule
             ]
             trunk_angle, trunk_ratio = _trunk(by_rule, true, self.material.head)
-        place.step -= 1  # the learning rate to report is that of the last step
         result = EpochResult(
             epoch=place.epoch + 1,
-            lr=self.lr,
+            lr=self._lr_at(self.done - 1),
             train_loss=loss / seen,
             train_top1=100 * correct / seen,
             val_loss=scores["val"][0],

@@ -24,9 +24,7 @@ def about_aim(found: Sequence[Standing]) -> list[str]:
     lines = []
     for s in found:
         other = next((o for o in found if o.name == s.line.against), None)
-        rule = s.line.config.rule
-        rules = rule.values() if isinstance(rule, dict) else [rule]
-        if other is None or not any(isinstance(r, HybridDFA) for r in rules):
+        if other is None or not any(isinstance(r, HybridDFA) for r in s.line.config.rules):
             continue
         apart = s.behind(other)
         if not apart:
