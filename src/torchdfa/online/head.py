@@ -169,10 +169,11 @@ class OnlineHead:
 
     @class_weights.setter
     def class_weights(self, value: Tensor | Sequence[float] | None) -> None:
-        self._class_weights = None if value is None else torch.as_tensor(value).to(self._weight)
-        if self._class_weights is not None:
-            right = self._class_weights.shape == (self.sizes[-1],) and bool((self._class_weights >= 0).all())
+        weights = None if value is None else torch.as_tensor(value).to(self._weight)
+        if weights is not None:
+            right = weights.shape == (self.sizes[-1],) and bool((weights >= 0).all())
             self._demand("class_weights", value, right, f"{self.sizes[-1]} numbers of 0 or more, one a class")
+        self._class_weights = weights
 
     @property
     def nbytes(self) -> int:
@@ -382,9 +383,12 @@ class OnlineHead:
                 for n in wrong[:5]
             ]
             raise ValueError(f"load_state_dict: the state is another head's or rule's: {', '.join(shapes)}.")
-        self.net.load_state_dict({n.removeprefix("net."): state[n] for n in own if n != "generator"})
         if state["generator"].shape == own["generator"].shape:
-            self._generator.set_state(state["generator"].cpu())
+            try:
+                self._generator.set_state(state["generator"].cpu())
+            except (TypeError, RuntimeError) as error:
+                raise ValueError(f"load_state_dict: the generator's state is none ({error}).") from error
+        self.net.load_state_dict({n.removeprefix("net."): state[n] for n in own if n != "generator"})
         self._velocity = {
             name.removeprefix("momentum."): state[name].detach().to(p.device, self._velocity_dtype(p), copy=True)
             for name, p in optional.items()
