@@ -6,6 +6,7 @@ import json
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -368,6 +369,8 @@ def test_settings_out_of_range_are_refused():
         ({"lr": -1.0}, "lr=-1.0"),
         ({"lr": math.nan}, "lr=nan"),
         ({"lr": (0.1, 0.1)}, r"lr=\(0.1, 0.1\), expected a number of 0 or more, or 3 of them"),
+        ({"lr": np.array([0.1, 0.1])}, r"lr=array\(\[0.1, 0.1\]\), expected a number of 0 or more, or 3 of them"),
+        ({"lr": "fast"}, "lr='fast', expected a number"),
         ({"momentum": 1.0}, "momentum=1.0"),
         ({"momentum_dtype": torch.float64}, "momentum_dtype=torch.float64, expected one of .*bfloat16"),
         ({"weight_decay": -0.1}, "weight_decay=-0.1"),
@@ -393,6 +396,21 @@ def test_a_setting_that_is_refused_is_not_kept():
     with pytest.raises(ValueError, match="class_weights"):
         head.class_weights = (-1.0, 1.0, 1.0, 1.0)
     assert head.class_weights is not None and head.class_weights.tolist() == [1, 2, 3, 4]
+    for name, wrong in {"momentum": 1.0, "weight_decay": -1.0, "clip": 0.0}.items():
+        before = getattr(head, name)
+        with pytest.raises(ValueError, match=name):
+            setattr(head, name, wrong)
+        assert getattr(head, name) == before
+
+
+def test_arrays_are_taken_as_tensors_are():
+    a, b = (OnlineHead(SIZES, rule=dfa.DFA(), lr=lr, seed=1) for lr in (np.array([0.1, 0.2, 0.3]), (0.1, 0.2, 0.3)))
+    x, y = torch.randn(3, 6, dtype=torch.float64), torch.tensor([0, 2, 1])
+    assert a.step(x.numpy(), y.numpy()) == b.step(x, y)
+    assert torch.equal(a.predict(x.numpy()), b.predict(x))
+    assert torch.equal(a.predict_proba(x[0].numpy()), b.predict_proba(x[0]))
+    with pytest.raises(ValueError, match=r"features of shape \(3, 6\) and type torch.int64"):
+        a.step(x.long().numpy(), y)
 
 
 def test_one_sample_may_come_without_a_batch():
