@@ -58,6 +58,8 @@ MODULAR = {
     "HybridDFA": dfa.HybridDFA(),
     "in groups": dfa.HybridDFA(groups=2),
     "binary": dfa.ModuleDFA(binary=True),
+    "sparse": dfa.HybridDFA(density=0.25),
+    "sparse, binary": dfa.HybridDFA(density=0.25, binary=True),
 }
 
 
@@ -88,6 +90,20 @@ def test_convolutional_feedback_by_hand():
     assert first.feedback_bytes == 8 * 8 * 9 / 8
     assert first.cycles == -(-4 * 8 * 8 // 16) * -(-8 * 9 // 16) * 8
     assert not by["5", "error"].direct and by["7", "error"].direct
+
+
+def test_sparse_feedback_costs_the_entries_that_it_keeps():
+    net, x = head(24, 16, 16, 16, 8), torch.zeros(8, 24)
+
+    def direct(**settings):
+        return [c for c in step(net, dfa.ModuleDFA(**settings), x).costs if c.direct]
+
+    for dense, sparse in zip(direct(), direct(density=0.25), strict=True):
+        assert sparse.unit == "mac" and 4 * sparse.feedback_bytes == dense.feedback_bytes > 0
+        assert 4 * sparse.macs == dense.macs
+    for dense, sparse in zip(direct(binary=True), direct(binary=True, density=0.25), strict=True):
+        assert sparse.unit == "direct" and 4 * sparse.feedback_bytes == dense.feedback_bytes > 0
+        assert 4 * sparse.adds == dense.adds
 
 
 def test_an_error_inside_a_module_waits_for_the_modules_output():

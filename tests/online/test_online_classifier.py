@@ -80,12 +80,42 @@ def test_class_weights(iris):
         OnlineHeadClassifier(class_weight="balanced").partial_fit(x, y, classes=np.unique(y))
 
 
+def test_settings_that_a_running_head_takes_count_from_the_next_partial_fit(iris):
+    x, y = iris
+    settings = {"lr": 0.5, "momentum": 0.1, "weight_decay": 0.2, "clip": 1.0, "class_weight": {"setosa": 3.0}}
+    model = OnlineHeadClassifier(random_state=0).partial_fit(x, y, classes=np.unique(y))
+    model.set_params(**settings).partial_fit(x[:1], y[:1])
+    head = model.head_
+    assert head.lr == (0.5, 0.5) and (head.momentum, head.weight_decay, head.clip) == (0.1, 0.2, 1.0)
+    assert head.class_weights.tolist() == [3, 1, 1]
+    model.set_params(class_weight=None).partial_fit(x[:1], y[:1])
+    assert head.class_weights is None
+    with pytest.raises(ValueError, match="class_weight='balanced' needs all labels at once"):
+        model.set_params(class_weight="balanced").partial_fit(x[:1], y[:1])
+    for wrong in ({"momentum": 2.0}, {"batch_size": 0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            clone(model).set_params(class_weight=None).fit(x, y).set_params(**wrong).partial_fit(x, y)
+
+
+def test_balanced_weights_of_fit_stay_in_partial_fit(iris):
+    x, y = iris[0][:100], iris[1][:100]
+    model = OnlineHeadClassifier(class_weight="balanced", epochs=1, random_state=0).fit(x, y)
+    before = model.head_.class_weights.clone()
+    assert torch.equal(model.partial_fit(x[:1], y[:1]).head_.class_weights, before)
+
+
+@pytest.mark.parametrize("sizes", [8, (8,), [8], np.array([8])], ids=["int", "tuple", "list", "array"])
+def test_hidden_layers_may_be_one_number_or_several(iris, sizes):
+    assert OnlineHeadClassifier(sizes, epochs=1, random_state=0).fit(*iris).head_.sizes == (4, 8, 3)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"epochs": 0}, "epochs=0"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"lr": -1.0}, "lr=-1.0"),
+        ({"hidden_layer_sizes": 1.5}, r"sizes=\(4, 1.5, 3\)"),
         ({"hidden_layer_sizes": (), "rule": dfa.DFA()}, "cuts nothing"),
     ],
 )

@@ -2,9 +2,11 @@
 
 import copy
 import itertools
+import json
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -367,6 +369,8 @@ def test_settings_out_of_range_are_refused():
         ({"lr": -1.0}, "lr=-1.0"),
         ({"lr": math.nan}, "lr=nan"),
         ({"lr": (0.1, 0.1)}, r"lr=\(0.1, 0.1\), expected a number of 0 or more, or 3 of them"),
+        ({"lr": np.array([0.1, 0.1])}, r"lr=array\(\[0.1, 0.1\]\), expected a number of 0 or more, or 3 of them"),
+        ({"lr": "fast"}, "lr='fast', expected a number"),
         ({"momentum": 1.0}, "momentum=1.0"),
         ({"momentum_dtype": torch.float64}, "momentum_dtype=torch.float64, expected one of .*bfloat16"),
         ({"weight_decay": -0.1}, "weight_decay=-0.1"),
@@ -385,6 +389,28 @@ def test_settings_out_of_range_are_refused():
 
 
 # ---------------------------------------------------------------------------------------------------- samples, bad ones
+
+
+def test_a_setting_that_is_refused_is_not_kept():
+    head = OnlineHead(SIZES, lr=0.1, class_weights=(1.0, 2.0, 3.0, 4.0))
+    with pytest.raises(ValueError, match="class_weights"):
+        head.class_weights = (-1.0, 1.0, 1.0, 1.0)
+    assert head.class_weights is not None and head.class_weights.tolist() == [1, 2, 3, 4]
+    for name, wrong in {"momentum": 1.0, "weight_decay": -1.0, "clip": 0.0}.items():
+        before = getattr(head, name)
+        with pytest.raises(ValueError, match=name):
+            setattr(head, name, wrong)
+        assert getattr(head, name) == before
+
+
+def test_arrays_are_taken_as_tensors_are():
+    a, b = (OnlineHead(SIZES, rule=dfa.DFA(), lr=lr, seed=1) for lr in (np.array([0.1, 0.2, 0.3]), (0.1, 0.2, 0.3)))
+    x, y = torch.randn(3, 6, dtype=torch.float64), torch.tensor([0, 2, 1])
+    assert a.step(x.numpy(), y.numpy()) == b.step(x, y)
+    assert torch.equal(a.predict(x.numpy()), b.predict(x))
+    assert torch.equal(a.predict_proba(x[0].numpy()), b.predict_proba(x[0]))
+    with pytest.raises(ValueError, match=r"features of shape \(3, 6\) and type torch.int64"):
+        a.step(x.long().numpy(), y)
 
 
 def test_one_sample_may_come_without_a_batch():
@@ -610,6 +636,29 @@ def test_files_that_are_no_heads_are_refused(tmp_path):
         OnlineHead.load(tmp_path / "other.safetensors")
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize(
+    ("net", "state", "message"),
+    [
+        (["Sequential", {"0": ["Identity", {}]}], {}, "its network has no weights"),
+        (
+            ["Sequential", {"0": ["Linear", {"in_features": 0, "out_features": 2, "bias": False}]}],
+            {"net.0.weight": torch.ones(2, 0)},
+            r"0.weight of shape \(2, 0\) is empty",
+        ),
+    ],
+    ids=["no weights", "no width"],
+)
+def test_files_of_networks_that_no_head_has_are_refused(net, state, message, tmp_path):
+    from safetensors.torch import save_file
+
+    about = {"format": 1, "version": "0", "net": net, "rules": None, "settings": {"lr": 0.1}}
+    state = {**state, "generator": torch.Generator().get_state()}
+    save_file(state, tmp_path / "head", {"torchdfa.OnlineHead": json.dumps(about)})
+    with pytest.raises(ValueError, match=f"describes no head .*{message}"):
+        OnlineHead.load(tmp_path / "head")
+
+
 def test_a_rule_of_ones_own_must_be_given_to_load(tmp_path, monkeypatch):
     class Mine(dfa.DFA):
         pass
@@ -630,6 +679,16 @@ def test_the_state_of_another_head_is_refused_and_changes_nothing():
     ]:
         with pytest.raises(ValueError, match=message):
             head.load_state_dict(other.state_dict())
+    assert all(torch.equal(v, head.state_dict()[k]) for k, v in before.items())
+
+
+@pytest.mark.parametrize("broken", [torch.Tensor.float, torch.zeros_like], ids=["of another type", "no state"])
+def test_a_state_with_a_broken_generator_is_refused_and_changes_nothing(broken):
+    head, other = (OnlineHead(SIZES, lr=0.1, seed=seed) for seed in (0, 1))
+    before = {k: v.clone() for k, v in head.state_dict().items()}
+    state = other.state_dict()
+    with pytest.raises(ValueError, match="load_state_dict: the generator's state is none"):
+        head.load_state_dict({**state, "generator": broken(state["generator"])})
     assert all(torch.equal(v, head.state_dict()[k]) for k, v in before.items())
 
 

@@ -175,6 +175,11 @@ def pretraining():
     return PretrainConfig(tracker=TrackerConfig(**SMALL), frames=4, positives=20, negatives=60, cycles=5, lr=0.01)
 
 
+def test_a_learning_rate_out_of_range_is_refused_with_its_range():
+    with pytest.raises(ValueError, match="lr=20, expected a learning rate above 0, below 10"):
+        PretrainConfig(lr=20)
+
+
 def test_heads_have_not_seen_the_video_they_are_used_on(pretraining, otb, tmp_path):
     sequences = load_sequences(otb)
     paths = pretrain.pretrain(pretraining, sequences, tmp_path / "h")

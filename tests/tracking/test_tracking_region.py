@@ -36,6 +36,35 @@ def test_known_grids():
     assert Grid().after(3, 2, 1) == Grid(2, 0.5) and Grid().after(2, 2, 0) == Grid(2, 1)
 
 
+@pytest.mark.parametrize(
+    "between", [nn.Tanh(), nn.ELU(), nn.GroupNorm(1, 4), torch.tanh, lambda x: x.sigmoid() * x, lambda x: F.silu(x) - x]
+)
+def test_what_leaves_every_cell_where_it_is(between):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.between, self.b = nn.Conv2d(3, 4, 3, 2), between, nn.Conv2d(4, 4, 3, 2)
+
+        def forward(self, x):
+            return self.b(self.between(self.a(x)))
+
+    assert grids(fx.symbolic_trace(Net()))["b"] == Grid().after(3, 2, 0).after(3, 2, 0)
+
+
+def test_maps_joined_along_a_side_are_refused():
+    class Joins(nn.Module):
+        def __init__(self, dim):
+            super().__init__()
+            self.dim, self.a = dim, nn.Conv2d(3, 3, 3)
+
+        def forward(self, x):
+            return self.a(torch.cat([x, x], self.dim))
+
+    assert "cat" in grids(fx.symbolic_trace(Joins(1)))
+    with pytest.raises(GeometryError, match="geometry can't be told"):
+        grids(fx.symbolic_trace(Joins(2)))
+
+
 def test_maps_that_lie_differently_are_refused():
     class Adds(nn.Module):
         def __init__(self):

@@ -296,6 +296,7 @@ def test_extreme_targets_do_not_crash(trunk, small, box):
     ("short_memory", 200, "short_memory=200, expected 1 to 100"),
     ("update_iterations", -1, "update_iterations=-1, expected 0 or more"),
     ("reach", 0.5, "shift_limit=1.5, expected 0 to 0.5"),
+    ("precision", "float16", "precision='float16', expected one of 'auto', 'float32', 'bfloat16'"),
 ])  # fmt: skip
 def test_settings_out_of_range_are_named(name, value, words):
     with pytest.raises(ValueError, match=f"TrackerConfig: {words}"):

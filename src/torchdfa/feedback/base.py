@@ -21,9 +21,11 @@ class Feedback(nn.Module):
             the activation agree in all dimensions but the last. Otherwise it maps all of a sample's error to all of
             its activation.
         learns: Whether the first tensor that it reads is a parameter, for which :meth:`gradient` makes a gradient.
+        binary: Whether its entries are ±1, one bit each, times one scale.
     """
 
     learns: ClassVar[bool] = False
+    binary: ClassVar[bool] = False
 
     def __init__(self, errors: int, features: int, *, per_position: bool = False):
         super().__init__()
@@ -41,6 +43,11 @@ class Feedback(nn.Module):
     def nbytes(self) -> int:
         """Bytes that the feedback keeps in memory."""
         return sum(b.numel() * b.element_size() for b in (*self.buffers(), *self.parameters()))
+
+    @property
+    def kept(self) -> int:
+        """Number of entries of ``B`` that exist, stored or generated: those of sparse feedback with their padding."""
+        return self.errors * self.features
 
     @property
     def nbytes_float32(self) -> int:

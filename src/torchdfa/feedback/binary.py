@@ -19,6 +19,7 @@ DRAW: dict[Generator, Callable[[Tensor, int, int], Tensor]] = {"hash": bits.draw
 class BinaryFeedback(Feedback):
     """``s · e @ B`` with ``B`` in ±1 and one scale ``s``; where the signs come from is its subclasses' matter."""
 
+    binary = True
     scale: Tensor
 
     def __init__(self, errors: int, features: int, scale: Tensor, *, per_position: bool = False):

@@ -229,9 +229,14 @@ class ConvFeedback(Feedback):
         return samples * math.prod(positions) * self.rows * (self.features // g.groups) * math.prod(g.kernel)
 
     @property
+    def kept(self) -> int:
+        """Number of entries of B, the kernel."""
+        return self.rows * (self.features // self.geometry.groups) * math.prod(self.geometry.kernel)
+
+    @property
     def nbytes_float32(self) -> int:
         """Bytes of B as float32."""
-        return 4 * self.rows * (self.features // self.geometry.groups) * math.prod(self.geometry.kernel)
+        return 4 * self.kept
 
     def extra_repr(self) -> str:
         """Show the kernel's shape, and the geometry where it is not a layer's own."""
@@ -248,6 +253,7 @@ class BinaryConvFeedback(ConvFeedback):
         geometry: Of the convolution.
     """
 
+    binary = True
     packed_signs: Tensor
     scale: Tensor
 

@@ -107,9 +107,14 @@ class SparseFeedback(Feedback):
         """Return B, shape (K, H), zeros included."""
         return self(torch.eye(self.errors, dtype=self.entries_dtype, device=self.rows.device))
 
+    @property
+    def kept(self) -> int:
+        """Number of kept entries, those that fill up shorter blocks included."""
+        return math.prod(self.shape)
+
     def products(self, output: torch.Size, hidden: torch.Size) -> int:
         """Return the multiply-adds of carrying an error of shape ``output`` to an activation of shape ``hidden``."""
-        return output.numel() // self.errors * math.prod(self.shape)
+        return output.numel() // self.errors * self.kept
 
 
 class BinarySparseFeedback(SparseFeedback):
@@ -122,6 +127,7 @@ class BinarySparseFeedback(SparseFeedback):
         per_position: See :class:`Feedback`.
     """
 
+    binary = True
     packed_signs: Tensor
     scale: Tensor
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from math import inf
 from typing import Literal, get_args
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from torchdfa.hardware.model.head import FloatHead, HeadConfig, IntegerHead
+from torchdfa.hardware.model.head import FloatHead, HeadConfig, IntegerHead, Method
 from torchdfa.hardware.rows import Trained
 from torchdfa.hardware.settings import demand
 
@@ -44,7 +44,7 @@ class AccuracyConfig:
         methods: Of learning.
 
     Raises:
-        ValueError: The data are unknown, or a number is out of range.
+        ValueError: The data or a method are unknown, or a number is out of range.
     """
 
     data: Data = "digits"
@@ -55,7 +55,7 @@ class AccuracyConfig:
     train_size: int = 10000
     trunk_epochs: int = 5
     data_root: str | None = None
-    methods: tuple[Literal["BP", "BDFA"], ...] = field(default=("BP", "BDFA"))
+    methods: tuple[Method, ...] = get_args(Method)
 
     def __post_init__(self) -> None:
         demand(
@@ -66,6 +66,10 @@ class AccuracyConfig:
             lr=(0 < self.lr < inf, "a finite rate above 0"),
             seeds=(self.seeds >= 1, "at least 1"),
             train_size=(self.train_size >= 32, "at least 32, a batch"),
+            methods=(
+                bool(self.methods) and set(self.methods) <= set(get_args(Method)),
+                f"one or more of {', '.join(get_args(Method))}",
+            ),
         )
 
     @property
@@ -135,7 +139,7 @@ def train_heads(
 
 
 def _train(
-    config: AccuracyConfig, data: Examples, method: Literal["BP", "BDFA"], arithmetic: str, seed: int
+    config: AccuracyConfig, data: Examples, method: Method, arithmetic: str, seed: int
 ) -> FloatHead | IntegerHead:
     rng = np.random.default_rng(seed)
     widths = [data.x.shape[1], *config.hidden, int(data.y.max()) + 1]

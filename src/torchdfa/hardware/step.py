@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import torchdfa
 from torchdfa.convert import conversion_of, is_converted, watching
-from torchdfa.feedback import BinaryConvFeedback, BinaryFeedback, ConvFeedback, Feedback, SeededFeedback
+from torchdfa.feedback import ConvFeedback, Feedback, SeededFeedback
 from torchdfa.hardware.chip import Chip, load_chip
 from torchdfa.hardware.schedule import Task, period
 from torchdfa.rules import Rule
@@ -393,23 +393,21 @@ def _direct(places: _Places, sent: _Sent, stored: bool | None) -> Cost:
     """Return the cost of an error that feedback carries: each of its elements is a sum of the same number of terms."""
     chip, size, feedback = places.chip, places.chip.bytes, sent.feedback
     convolution = feedback.geometry if isinstance(feedback, ConvFeedback) else None
-    entries = feedback.nbytes_float32 / 4
     rows, terms = sent.hidden_size // feedback.features, sent.products / sent.hidden_size
     error, written = sent.output_size * size["error"], sent.hidden_size * size["error"]
     given, out = places.error(sent.output_size), places.error(sent.hidden_size)
-    binary = isinstance(feedback, (BinaryFeedback, BinaryConvFeedback))
-    if binary:
+    if feedback.binary:
         from_memory = not isinstance(feedback, SeededFeedback) if stored is None else stored
-        fetched = entries / 8 if from_memory else 0.0
+        fetched = feedback.kept / 8 if from_memory else 0.0
     else:
-        from_memory, fetched = True, entries * size["feedback"]
-    if not binary or not chip.terms:  # on the MAC array; a sign takes a weight's place
+        from_memory, fetched = True, feedback.kept * size["feedback"]
+    if not feedback.binary or not chip.terms:  # on the MAC array; a sign takes a weight's place
         groups = convolution.groups if convolution else 1
         gemm = _Gemm(rows, terms, feedback.features // groups, groups, given, fetched, out, written)
         return replace(_product(chip, sent.call, "error", gemm), feedback_bytes=fetched, direct=True)
     dram = fetched + given + out
     passes = math.ceil(rows / chip.lanes)
-    generated = 0.0 if from_memory else passes * entries
+    generated = 0.0 if from_memory else passes * feedback.kept
     # Errors are held at the core's inputs while a lane's features pass, a block of terms at a time.
     sram = error + fetched * passes + written + dram
     cycles = passes * math.ceil(terms / chip.terms) * feedback.features

@@ -24,6 +24,8 @@ class OnlineHeadClassifier(ClassifierMixin, BaseEstimator):
 
     ``partial_fit`` learns the samples once, in the order in which they come; ``fit`` begins anew and passes over all of
     them ``epochs`` times, in random order. Features are best standardised first, as by ``StandardScaler``.
+    ``lr``, ``momentum``, ``weight_decay``, ``clip``, ``class_weight`` and ``batch_size`` may change between calls of
+    ``partial_fit``; the other settings count from the next ``fit`` on.
 
     >>> import torchdfa as dfa
     >>> from sklearn.datasets import load_iris
@@ -35,7 +37,7 @@ class OnlineHeadClassifier(ClassifierMixin, BaseEstimator):
     True
 
     Args:
-        hidden_layer_sizes: Widths of the hidden layers; none: a linear classifier.
+        hidden_layer_sizes: Widths of the hidden layers, or that of a single one; none: a linear classifier.
         rule: How the hidden layers get their errors; None: BP.
         lr: Learning rate; one, or one for each layer including the output's.
         momentum: Of SGD.
@@ -43,7 +45,7 @@ class OnlineHeadClassifier(ClassifierMixin, BaseEstimator):
         clip: Largest norm of the gradient; None: no limit.
         activation: Of the hidden layers: "relu", "leaky_relu", "tanh" or "sigmoid".
         dropout: Share of each hidden layer that is dropped while learning.
-        class_weight: A dict of label to weight, "balanced" (``fit`` alone), or None.
+        class_weight: A dict of label to weight, "balanced" (of the labels that ``fit`` saw), or None.
         epochs: Passes of ``fit`` over the samples.
         batch_size: Samples a step.
         random_state: Of the weights, the order of samples and dropout.
@@ -58,7 +60,7 @@ class OnlineHeadClassifier(ClassifierMixin, BaseEstimator):
 
     def __init__(
         self,
-        hidden_layer_sizes: tuple[int, ...] = (100,),
+        hidden_layer_sizes: tuple[int, ...] | int = (100,),
         *,
         rule: Rule | None = None,
         lr: float | tuple[float, ...] = 0.01,
@@ -111,14 +113,18 @@ class OnlineHeadClassifier(ClassifierMixin, BaseEstimator):
         if first:
             if classes is None:
                 raise ValueError("partial_fit: the first call needs classes=, all labels that will come.")
-            if self.class_weight == "balanced":
-                raise ValueError(
-                    "partial_fit: class_weight='balanced' needs all labels at once, as fit has them; give a dict."
-                )
-            self._begin(x.shape[1], unique_labels(classes), y)
         elif classes is not None and not np.array_equal(self.classes_, unique_labels(classes)):
             raise ValueError(f"partial_fit: classes={classes!r}, but the first call had {self.classes_!r}.")
-        self._learn(x, self._indices(y))
+        if self.class_weight == "balanced" and (first or self.head_.class_weights is None):
+            raise ValueError(
+                "partial_fit: class_weight='balanced' needs all labels at once, as fit has them; give a dict."
+            )
+        if first:
+            self._begin(x.shape[1], unique_labels(classes), y)
+        index = self._indices(y)
+        if not first:
+            self._set(self.head_, y)
+        self._learn(x, index)
         return self
 
     def predict(self, X: Any) -> np.ndarray:
@@ -134,28 +140,34 @@ class OnlineHeadClassifier(ClassifierMixin, BaseEstimator):
         return torch.cat([self.head_.predict_proba(part) for part in x.split(rows)]).numpy()
 
     def _samples(self, X: Any, y: Any, reset: bool) -> tuple[Tensor, np.ndarray]:
+        if not isinstance(self.batch_size, (int, np.integer)) or self.batch_size < 1:
+            raise ValueError(f"OnlineHeadClassifier: batch_size={self.batch_size!r}, expected 1 or more.")
         x, y = validate_data(self, X, y, dtype=np.float32, reset=reset)
         check_classification_targets(y)
         return _tensor(x), y
+
+    def _set(self, head: OnlineHead, y: np.ndarray) -> None:
+        """Give a head that learns already the settings that can still change."""
+        head.lr, head.momentum, head.weight_decay, head.clip = self.lr, self.momentum, self.weight_decay, self.clip
+        if self.class_weight != "balanced":
+            head.class_weights = self._weights(self.classes_, y)
+
+    def _weights(self, classes: np.ndarray, y: np.ndarray) -> np.ndarray | None:
+        return None if self.class_weight is None else compute_class_weight(self.class_weight, classes=classes, y=y)
 
     def _begin(self, features: int, classes: np.ndarray, y: np.ndarray) -> np.random.RandomState:
         """Make the head, and return what draws the order of samples."""
         if len(classes) < 2:
             raise ValueError(f"OnlineHeadClassifier: found one class, {classes[0]!r}; a classifier needs two or more.")
-        if not isinstance(self.batch_size, (int, np.integer)) or self.batch_size < 1:
-            raise ValueError(f"OnlineHeadClassifier: batch_size={self.batch_size!r}, expected 1 or more.")
         random = check_random_state(self.random_state)
-        weights = None
-        if self.class_weight is not None:
-            weights = compute_class_weight(self.class_weight, classes=classes, y=y)
         self.head_ = OnlineHead(
-            (features, *self.hidden_layer_sizes, len(classes)),
+            (features, *np.atleast_1d(self.hidden_layer_sizes).tolist(), len(classes)),
             rule=self.rule,
             lr=self.lr,
             momentum=self.momentum,
             weight_decay=self.weight_decay,
             clip=self.clip,
-            class_weights=weights,
+            class_weights=self._weights(classes, y),
             activation=self.activation,  # type: ignore[arg-type]
             dropout=self.dropout,
             seed=int(random.randint(2**31)),

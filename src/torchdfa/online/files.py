@@ -97,11 +97,15 @@ def _built(description: Any, state: Mapping[str, torch.Tensor]) -> nn.Sequential
     if not isinstance(net, nn.Sequential):
         raise ValueError("its network is no sequence of layers")
     for name, parameter in net.named_parameters():
+        if not parameter.numel():
+            raise ValueError(f"{name} of shape {tuple(parameter.shape)} is empty")
         found = state.get(f"net.{name}")
         if found is None or found.shape != parameter.shape:
             shape = None if found is None else tuple(found.shape)
             raise ValueError(f"{name} of shape {tuple(parameter.shape)}, while its weights have {shape}")
-    weight = next(t for name, t in state.items() if name.startswith("net.") and name.endswith("weight"))
+    weight = next((t for name, t in state.items() if name.startswith("net.") and name.endswith("weight")), None)
+    if weight is None:
+        raise ValueError("its network has no weights")
     if not weight.is_floating_point():
         raise ValueError(f"weights of type {weight.dtype}")
     net.to_empty(device="cpu").to(weight.dtype)

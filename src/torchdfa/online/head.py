@@ -6,8 +6,9 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -75,10 +76,7 @@ class OnlineHead:
     Attributes:
         net: The network, in the order of its layers.
         layers: Its Linear layers, the first first.
-        momentum: As given; may be changed between steps.
         momentum_dtype: As given.
-        weight_decay: As given; may be changed between steps.
-        clip: As given; may be changed between steps.
 
     Raises:
         ValueError: A setting is out of range, the network has other layers, or the rule does not fit it.
@@ -89,12 +87,12 @@ class OnlineHead:
         net: nn.Sequential | Sequence[int],
         *,
         rule: Rule | Mapping[str, Rule] | None = None,
-        lr: float | Sequence[float],
+        lr: float | Sequence[float] | np.ndarray | Tensor,
         momentum: float = 0.0,
         momentum_dtype: torch.dtype | None = None,
         weight_decay: float = 0.0,
         clip: float | None = None,
-        class_weights: Tensor | Sequence[float] | None = None,
+        class_weights: Tensor | np.ndarray | Sequence[float] | None = None,
         activation: Activation | None = None,
         dropout: float | None = None,
         seed: int = 0,
@@ -109,9 +107,6 @@ class OnlineHead:
             net = build_network(net, activation or "relu", dropout or 0.0, seed, device, dtype)
         self._layers = read_layers(net)
         self.net = net
-        self._demand("momentum", momentum, 0 <= momentum < 1, "from 0 to below 1")
-        self._demand("weight_decay", weight_decay, 0 <= weight_decay < math.inf, "0 or more")
-        self._demand("clip", clip, clip is None or clip > 0, "a positive number or None")
         kept = (None, self._weight.dtype, torch.bfloat16)
         self._demand("momentum_dtype", momentum_dtype, momentum_dtype in kept, f"one of {kept}")
         self.momentum, self.weight_decay, self.clip = momentum, weight_decay, clip
@@ -156,11 +151,44 @@ class OnlineHead:
         return self._lr
 
     @lr.setter
-    def lr(self, value: float | Sequence[float]) -> None:
-        rates = tuple(value) if isinstance(value, Sequence) else (value,) * len(self._layers)
-        right = len(rates) == len(self._layers) and all(0 <= rate < math.inf for rate in rates)
+    def lr(self, value: float | Sequence[float] | np.ndarray | Tensor) -> None:
+        plain = value.tolist() if isinstance(value, (np.ndarray, Tensor)) else value
+        rates = tuple(plain) if isinstance(plain, Sequence) else (plain,) * len(self._layers)
+        right = len(rates) == len(self._layers) and all(
+            isinstance(r, SupportsFloat) and 0 <= float(r) < math.inf for r in rates
+        )
         self._demand("lr", value, right, f"a number of 0 or more, or {len(self._layers)} of them, one a Linear layer")
         self._lr = tuple(float(rate) for rate in rates)
+
+    @property
+    def momentum(self) -> float:
+        """Of SGD, from 0 to below 1. May be set."""
+        return self._momentum
+
+    @momentum.setter
+    def momentum(self, value: float) -> None:
+        self._demand("momentum", value, 0 <= value < 1, "from 0 to below 1")
+        self._momentum = value
+
+    @property
+    def weight_decay(self) -> float:
+        """L2 penalty on all parameters, 0 or more. May be set."""
+        return self._weight_decay
+
+    @weight_decay.setter
+    def weight_decay(self, value: float) -> None:
+        self._demand("weight_decay", value, 0 <= value < math.inf, "0 or more")
+        self._weight_decay = value
+
+    @property
+    def clip(self) -> float | None:
+        """Largest norm of the whole gradient, above 0; None: no limit. May be set."""
+        return self._clip
+
+    @clip.setter
+    def clip(self, value: float | None) -> None:
+        self._demand("clip", value, value is None or value > 0, "a positive number or None")
+        self._clip = value
 
     @property
     def class_weights(self) -> Tensor | None:
@@ -168,11 +196,12 @@ class OnlineHead:
         return self._class_weights
 
     @class_weights.setter
-    def class_weights(self, value: Tensor | Sequence[float] | None) -> None:
-        self._class_weights = None if value is None else torch.as_tensor(value).to(self._weight)
-        if self._class_weights is not None:
-            right = self._class_weights.shape == (self.sizes[-1],) and bool((self._class_weights >= 0).all())
+    def class_weights(self, value: Tensor | np.ndarray | Sequence[float] | None) -> None:
+        weights = None if value is None else torch.as_tensor(value).to(self._weight)
+        if weights is not None:
+            right = weights.shape == (self.sizes[-1],) and bool((weights >= 0).all())
             self._demand("class_weights", value, right, f"{self.sizes[-1]} numbers of 0 or more, one a class")
+        self._class_weights = weights
 
     @property
     def nbytes(self) -> int:
@@ -183,11 +212,11 @@ class OnlineHead:
     # ----------------------------------------------------------------------------------------------- learn and predict
 
     @torch.no_grad()
-    def step(self, x: Tensor, y: Tensor | int) -> float:
+    def step(self, x: Tensor | np.ndarray, y: Tensor | np.ndarray | int) -> float:
         """Learn from one sample or a batch, and return its loss before the step: softmax cross-entropy.
 
         Args:
-            x: Features, shape (N, D), or (D,) for one sample.
+            x: Features, shape (N, D), or (D,) for one sample; a tensor or an array.
             y: Class indices, shape (N,), or one index.
 
         Raises:
@@ -195,12 +224,12 @@ class OnlineHead:
             NonFiniteLossError: The loss is infinite or no number. As with ValueError, nothing was updated.
         """
         with torch.autocast(self._weight.device.type, enabled=False):
-            x = self._features(x)
-            y = torch.as_tensor(y, device=x.device).reshape(-1)
-            inputs, values, masks = self._forward(x)
-            loss, error = self._loss(values.pop(), y)
+            features = self._features(x)
+            labels = torch.as_tensor(y, device=features.device).reshape(-1)
+            inputs, values, masks = self._forward(features)
+            loss, error = self._loss(values.pop(), labels)
             # Activations that saturate can hide an infinite feature from the loss, but not from a gradient.
-            if not (math.isfinite(loss) and x.isfinite().all()):
+            if not (math.isfinite(loss) and features.isfinite().all()):
                 raise NonFiniteLossError(
                     f"step: the loss is {loss}, so nothing was updated. The features are not finite, or the head has "
                     "diverged: a smaller lr, or clip=."
@@ -300,20 +329,20 @@ class OnlineHead:
         return (self.momentum_dtype if parameter.ndim > 1 else None) or parameter.dtype
 
     @torch.no_grad()
-    def logits(self, x: Tensor) -> Tensor:
+    def logits(self, x: Tensor | np.ndarray) -> Tensor:
         """Return the logits, shape (N, K), or (K,) for one sample of shape (D,); without dropout."""
         single = x.ndim == 1
         with torch.autocast(self._weight.device.type, enabled=False):
-            x = self._features(x)
+            h = self._features(x)
             for layer in self._layers:
-                x = layer.activate(linear(x, layer.linear.weight, layer.linear.bias))
-        return x[0] if single else x
+                h = layer.activate(linear(h, layer.linear.weight, layer.linear.bias))
+        return h[0] if single else h
 
-    def predict_proba(self, x: Tensor) -> Tensor:
+    def predict_proba(self, x: Tensor | np.ndarray) -> Tensor:
         """Return the classes' probabilities, shape (N, K), or (K,) for one sample."""
         return self.logits(x).softmax(-1)
 
-    def predict(self, x: Tensor) -> Tensor:
+    def predict(self, x: Tensor | np.ndarray) -> Tensor:
         """Return the most probable classes, shape (N,), or a 0-dimensional index for one sample."""
         return self.logits(x).argmax(-1)
 
@@ -382,9 +411,12 @@ class OnlineHead:
                 for n in wrong[:5]
             ]
             raise ValueError(f"load_state_dict: the state is another head's or rule's: {', '.join(shapes)}.")
-        self.net.load_state_dict({n.removeprefix("net."): state[n] for n in own if n != "generator"})
         if state["generator"].shape == own["generator"].shape:
-            self._generator.set_state(state["generator"].cpu())
+            try:
+                self._generator.set_state(state["generator"].cpu())
+            except (TypeError, RuntimeError) as error:
+                raise ValueError(f"load_state_dict: the generator's state is none ({error}).") from error
+        self.net.load_state_dict({n.removeprefix("net."): state[n] for n in own if n != "generator"})
         self._velocity = {
             name.removeprefix("momentum."): state[name].detach().to(p.device, self._velocity_dtype(p), copy=True)
             for name, p in optional.items()
@@ -422,7 +454,8 @@ class OnlineHead:
     def _weight(self) -> Tensor:
         return self._layers[0].linear.weight
 
-    def _features(self, x: Tensor) -> Tensor:
+    def _features(self, x: Tensor | np.ndarray) -> Tensor:
+        x = torch.as_tensor(x)
         if x.ndim == 1:
             x = x.unsqueeze(0)
         if x.ndim != 2 or x.shape[1] != self.sizes[0] or not len(x) or not x.is_floating_point():

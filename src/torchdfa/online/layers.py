@@ -20,10 +20,12 @@ _ACTIVATIONS: dict[Activation, type[nn.Module]] = {
 # The error before an activation, from the error behind it and its value there. Activations whose derivative is no
 # function of their value would need their input kept as well.
 _BACKWARD: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], Tensor]] = {
-    nn.ReLU: lambda _, error, value: error * (value > 0),
-    nn.LeakyReLU: lambda module, error, value: torch.where(value > 0, error, module.negative_slope * error),
-    nn.Tanh: lambda _, error, value: error * (1 - value * value),
-    nn.Sigmoid: lambda _, error, value: error * (value * (1 - value)),
+    nn.ReLU: lambda _, error, value: torch.ops.aten.threshold_backward(error, value, 0),
+    nn.LeakyReLU: lambda layer, error, value: torch.ops.aten.leaky_relu_backward(
+        error, value, layer.negative_slope, True
+    ),
+    nn.Tanh: lambda _, error, value: torch.ops.aten.tanh_backward(error, value),
+    nn.Sigmoid: lambda _, error, value: torch.ops.aten.sigmoid_backward(error, value),
 }
 
 
@@ -136,14 +138,27 @@ def build_network(
     for inputs, outputs in itertools.pairwise(sizes):
         if modules:
             modules += [_ACTIVATIONS[activation](), *([nn.Dropout(dropout)] if dropout else [])]
-        # Made empty: the default initialisation would draw from the global generator.
-        linear = nn.Linear(inputs, outputs, device="meta", dtype=dtype).to_empty(device=device or "cpu")
-        weight = torch.empty(outputs, inputs, device="cpu").normal_(0, (2 / inputs) ** 0.5, generator=generator)
-        with torch.no_grad():
-            linear.weight.copy_(weight)
-            linear.bias.zero_()
-        modules.append(linear)
+        modules.append(new_linear(inputs, outputs, generator).to(device=device or "cpu", dtype=dtype))
     return nn.Sequential(*modules)
+
+
+def new_linear(inputs: int, outputs: int, generator: torch.Generator, std: float | None = None) -> nn.Linear:
+    """Return a Linear layer on the CPU, its weights drawn from ``generator`` alone, its biases zero.
+
+    Args:
+        inputs: Its features.
+        outputs: Its outputs.
+        generator: Of the weights.
+        std: Their standard deviation; None: √(2 / inputs) (He et al. 2015).
+    """
+    # Made empty: the default initialisation would draw from the global generator.
+    linear = nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")
+    if std is None:
+        nn.init.kaiming_normal_(linear.weight, nonlinearity="relu", generator=generator)
+    else:
+        nn.init.normal_(linear.weight, 0, std, generator=generator)
+    nn.init.zeros_(linear.bias)
+    return linear
 
 
 def describe(net: nn.Module) -> list[Any]:

@@ -61,11 +61,9 @@ class Method:
             first_lr=config.first_lr * trial.lr,
             update_lr=config.update_lr * trial.lr,
         )
-        rule: Any = self.rule
-        if isinstance(rule, (DFA, BDFA)):
-            scale = rule.scale if rule.scale == "unit" else trial.hidden
-            if rule.scale != "unit":
-                return replace(config, rule=replace(rule, scale=scale))
+        rule = self.rule
+        if isinstance(rule, (DFA, BDFA)) and rule.scale != "unit":
+            return replace(config, rule=replace(rule, scale=trial.hidden))
         return replace(
             config,
             rule=rule,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
 from torchdfa.rules import BDFA, Rule
+
+Precision = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +80,7 @@ class TrackerConfig:
     layers: tuple[str, ...] = ()
     weights: str | None = None
     head: str | None = None
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
     seed: int = 0
     crop: int = 96
     padding: int = 0
@@ -118,6 +120,9 @@ class TrackerConfig:
     regression_leads: bool = False
 
     def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            expected = ", ".join(map(repr, get_args(Precision)))
+            raise ValueError(f"TrackerConfig: precision={self.precision!r}, expected one of {expected}.")
         large = math.inf
         ranges = {
             "crop": (16, 1024), "padding": (0, (self.crop - 1) // 2), "bins": (1, 16), "clip": (0, large),

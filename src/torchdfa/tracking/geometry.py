@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import fx, nn
+
+from torchdfa.structure.calls import PASSING, PASSING_CALLS, PRODUCTS, SUMS, joined
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,8 @@ class GeometryError(ValueError):
     """The network has a layer whose geometry can't be told."""
 
 
-# Each cell of their result comes from the same cell of their input.
-_POINTWISE = (
-    *(nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.LeakyReLU),
-    *(nn.Identity, nn.Dropout, nn.LocalResponseNorm),
-)
-_FUNCTIONS = {
-    *(operator.add, operator.mul, operator.iadd, operator.imul, torch.add, torch.mul, torch.cat),
-    *(torch.relu, nn.functional.relu, nn.functional.relu6, nn.functional.dropout),
-}
+# Each cell of their result comes from the same cell of their inputs.
+_CALLS = PASSING_CALLS | SUMS | PRODUCTS
 
 
 def grids(module: fx.GraphModule) -> dict[str, Grid]:
@@ -56,9 +49,11 @@ def grids(module: fx.GraphModule) -> dict[str, Grid]:
             found[node.name] = Grid()
         elif node.op == "call_module":
             found[node.name] = _after(module.get_submodule(str(node.target)), _shared(node, found), str(node.target))
-        elif node.op == "call_function" and node.target in _FUNCTIONS:
-            found[node.name] = _shared(node, found)
         elif node.op in ("call_function", "call_method"):
+            call = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+            if call in _CALLS or joined(node, call, dims=2):
+                found[node.name] = _shared(node, found)
+                continue
             raise GeometryError(f"the network calls {node.target}, whose geometry can't be told.")
     return found
 
@@ -80,7 +75,7 @@ def _after(layer: nn.Module, grid: Grid, name: str) -> Grid:
         dilation = _one(getattr(layer, "dilation", 1))
         if None not in (kernel, stride, padding, dilation):
             return grid.after(kernel, stride, padding, dilation)
-    elif isinstance(layer, _POINTWISE):
+    elif isinstance(layer, PASSING):
         return grid
     raise GeometryError(f"the layer {name}, {layer}, has a geometry that can't be told.")
 

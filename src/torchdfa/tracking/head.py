@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from torchdfa.data.errors import DataError
 from torchdfa.online import OnlineHead
+from torchdfa.online.layers import new_linear
 from torchdfa.rules import Rule
 from torchdfa.tracking.config import TrackerConfig
 
@@ -41,26 +42,28 @@ def build_layers(
         inputs, outputs, last = sizes[i], sizes[i + 1], i == len(sizes) - 2
         if i and config.dropout:
             layers[f"dropout{4 + i}"] = nn.Dropout(config.dropout)
-        linear = nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")
-        with torch.no_grad():
-            if state is None or last:
-                std = _LAST_STD if last else (2 / inputs) ** 0.5
-                linear.weight.copy_(torch.empty(outputs, inputs).normal_(0, std, generator=generator))
-                linear.bias.zero_()
-            else:
-                for part, own in (("weight", linear.weight), ("bias", linear.bias)):
-                    found = state.get(f"{name}.{part}")
-                    if found is None or found.shape != own.shape:
-                        shape = None if found is None else tuple(found.shape)
-                        raise DataError(
-                            f"the pre-trained head's {name}.{part} is {shape}, expected {tuple(own.shape)}: it was "
-                            "made for another backbone, other layers or other widths."
-                        )
-                    own.copy_(found)
-        layers[name] = linear
+        if state is None or last:
+            layers[name] = new_linear(inputs, outputs, generator, _LAST_STD if last else None)
+        else:
+            layers[name] = _trained_linear(inputs, outputs, name, state)
         if not last:
             layers[f"relu{4 + i}"] = nn.ReLU()
     return nn.Sequential(layers)
+
+
+@torch.no_grad()
+def _trained_linear(inputs: int, outputs: int, name: str, state: dict[str, Tensor]) -> nn.Linear:
+    linear = nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")
+    for part, own in linear.named_parameters():
+        found = state.get(f"{name}.{part}")
+        if found is None or found.shape != own.shape:
+            shape = None if found is None else tuple(found.shape)
+            raise DataError(
+                f"the pre-trained head's {name}.{part} is {shape}, expected {tuple(own.shape)}: it was "
+                "made for another backbone, other layers or other widths."
+            )
+        own.copy_(found)
+    return linear
 
 
 def build_head(

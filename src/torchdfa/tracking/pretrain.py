@@ -58,7 +58,7 @@ class PretrainConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"PretrainConfig: {name}={getattr(self, name)!r}, expected 1 or more.")
         if not 0 < self.lr < 10:
-            raise ValueError(f"PretrainConfig: lr={self.lr!r}, expected a learning rate above 0.")
+            raise ValueError(f"PretrainConfig: lr={self.lr!r}, expected a learning rate above 0, below 10.")
 
 
 def pretrain(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torchdfa.hardware.settings import demand
 
 Floats = NDArray[np.float64]
 Method = Literal["BP", "BDFA"]
+Rounding = Literal["nearest", "stochastic"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +39,13 @@ class HeadConfig:
         terms: Of the error propagation core, at least 1.
 
     Raises:
-        ValueError: A number is out of range.
+        ValueError: The method or the rounding is unknown, or a number is out of range.
     """
 
     method: Method = "BDFA"
     activations: Format = field(default_factory=Format)
     guard: int = 0
-    rounding: Literal["nearest", "stochastic"] = "nearest"
+    rounding: Rounding = "nearest"
     lr: float = 0.05
     momentum: float = 0.9
     seed: int = 0
@@ -53,6 +54,8 @@ class HeadConfig:
     def __post_init__(self) -> None:
         demand(
             self,
+            method=(self.method in get_args(Method), f"one of {', '.join(get_args(Method))}"),
+            rounding=(self.rounding in get_args(Rounding), f"one of {', '.join(get_args(Rounding))}"),
             guard=(0 <= self.guard <= 16, "0 to 16 bits"),
             lr=(0 < self.lr < inf, "a finite rate above 0"),
             momentum=(0 <= self.momentum < 1, "0 to below 1"),
