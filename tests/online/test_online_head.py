@@ -6,6 +6,7 @@ import json
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -233,6 +234,48 @@ def test_the_norm_of_the_gradient_is_that_of_the_gradient():
         assert gradient_norm(errors, inputs, weights, biases).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "samples", "size", "clip"),
+    [
+        (torch.float16, 32, 10, 1.0),
+        (torch.float16, 4, 10, 0.1),
+        (torch.float16, 1, 10, 0.1),
+        (torch.bfloat16, 32, 10, 1.0),
+        (torch.float32, 4, 1e20, 0.1),
+        (torch.float32, 4, 1e30, 1.0),
+        (torch.float64, 4, 1e100, 1.0),
+    ],
+)
+def test_gradients_too_long_for_their_type_are_clipped_as_torch_clips_them(dtype, samples, size, clip):
+    # The momentum after a step that moves nothing is the gradient.
+    head = OnlineHead((1280, 64, 10), rule=dfa.BP(), lr=0.0, momentum=0.9, clip=clip, dtype=dtype, seed=1)
+    plain = copy.deepcopy(head.net).double()
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.randn(samples, 1280, generator=generator, dtype=torch.float64) * size).to(dtype)
+    y = torch.randint(10, (samples,), generator=generator)
+    head.step(x, y)
+    F.cross_entropy(plain(x.double()), y).backward()
+    nn.utils.clip_grad_norm_(plain.parameters(), clip)
+    found = {name: value.double() for name, value in head.state_dict().items() if name.startswith("momentum.")}
+    tolerance = {2: 0.02, 4: 1e-5, 8: 1e-12}[dtype.itemsize] * clip
+    for name, p in plain.named_parameters():
+        assert p.grad is not None
+        assert (found[f"momentum.{name}"] - p.grad).norm() < tolerance, name
+
+
+def test_one_long_sample_does_not_hide_a_short_one():
+    errors, inputs = torch.tensor([[1e-38], [1.0]]), torch.tensor([[1e30, 0.0], [0.0, 1.0]])
+    assert gradient_norm([errors], [inputs], [True], [False]).item() == pytest.approx(1.0)
+
+
+def test_a_gradient_whose_norm_is_not_finite_is_refused():
+    head = OnlineHead((6, 9, 4), rule=dfa.DFA(scale=1e6), lr=0.1, momentum=0.9, clip=1.0, dtype=torch.float16)
+    before = {k: v.clone() for k, v in head.state_dict().items()}
+    with pytest.raises(NonFiniteLossError, match=r"norm is (inf|nan), .* nothing was updated"):
+        head.step(torch.ones(6), 1)
+    assert all(torch.equal(v, head.state_dict()[k]) for k, v in before.items())
+
+
 # ------------------------------------------------------------------------------- out of a trained network, and back
 
 
@@ -393,6 +436,32 @@ def test_a_setting_that_is_refused_is_not_kept():
     with pytest.raises(ValueError, match="class_weights"):
         head.class_weights = (-1.0, 1.0, 1.0, 1.0)
     assert head.class_weights is not None and head.class_weights.tolist() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("clip", -1.0), ("clip", 0.0), ("clip", math.nan), ("weight_decay", math.nan), ("weight_decay", -0.1),
+     ("momentum", 2.0), ("momentum", -0.5), ("momentum", math.nan)],
+)  # fmt: skip
+def test_settings_are_checked_between_steps_too(name, value):
+    head = OnlineHead(SIZES, lr=0.1, momentum=0.9, weight_decay=0.01, clip=1.0)
+    kept = getattr(head, name)
+    with pytest.raises(ValueError, match=f"{name}={value}, expected"):
+        setattr(head, name, value)
+    assert getattr(head, name) == kept
+
+
+def test_numbers_of_any_kind_are_settings_and_are_saved(tmp_path):
+    head = OnlineHead(
+        np.array([6, 9, 4]),
+        lr=np.float32(0.5),
+        momentum=np.float32(0.5),
+        weight_decay=torch.tensor(0.25),  # type: ignore[arg-type]
+        clip=np.float64(2.0),
+    )
+    other = saved(head, tmp_path)
+    assert other.sizes == (6, 9, 4)
+    assert (other.lr, other.momentum, other.weight_decay, other.clip) == ((0.5, 0.5), 0.5, 0.25, 2.0)
 
 
 def test_one_sample_may_come_without_a_batch():

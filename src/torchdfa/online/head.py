@@ -23,7 +23,7 @@ from torchdfa.rules import Rule
 
 
 class NonFiniteLossError(ArithmeticError):
-    """The loss of a step is infinite or no number; nothing was updated."""
+    """The loss of a step, or the norm that ``clip`` needs, is infinite or no number; nothing was updated."""
 
 
 class OnlineHead:
@@ -75,10 +75,7 @@ class OnlineHead:
     Attributes:
         net: The network, in the order of its layers.
         layers: Its Linear layers, the first first.
-        momentum: As given; may be changed between steps.
         momentum_dtype: As given.
-        weight_decay: As given; may be changed between steps.
-        clip: As given; may be changed between steps.
 
     Raises:
         ValueError: A setting is out of range, the network has other layers, or the rule does not fit it.
@@ -109,9 +106,6 @@ class OnlineHead:
             net = build_network(net, activation or "relu", dropout or 0.0, seed, device, dtype)
         self._layers = read_layers(net)
         self.net = net
-        self._demand("momentum", momentum, 0 <= momentum < 1, "from 0 to below 1")
-        self._demand("weight_decay", weight_decay, 0 <= weight_decay < math.inf, "0 or more")
-        self._demand("clip", clip, clip is None or clip > 0, "a positive number or None")
         kept = (None, self._weight.dtype, torch.bfloat16)
         self._demand("momentum_dtype", momentum_dtype, momentum_dtype in kept, f"one of {kept}")
         self.momentum, self.weight_decay, self.clip = momentum, weight_decay, clip
@@ -163,6 +157,36 @@ class OnlineHead:
         self._lr = tuple(float(rate) for rate in rates)
 
     @property
+    def momentum(self) -> float:
+        """Momentum of SGD. May be set."""
+        return self._momentum
+
+    @momentum.setter
+    def momentum(self, value: float) -> None:
+        self._demand("momentum", value, 0 <= value < 1, "from 0 to below 1")
+        self._momentum = float(value)
+
+    @property
+    def weight_decay(self) -> float:
+        """L2 penalty on all parameters. May be set."""
+        return self._weight_decay
+
+    @weight_decay.setter
+    def weight_decay(self, value: float) -> None:
+        self._demand("weight_decay", value, 0 <= value < math.inf, "0 or more")
+        self._weight_decay = float(value)
+
+    @property
+    def clip(self) -> float | None:
+        """Largest norm of the whole gradient; None: no limit. May be set."""
+        return self._clip
+
+    @clip.setter
+    def clip(self, value: float | None) -> None:
+        self._demand("clip", value, value is None or value > 0, "a positive number or None")
+        self._clip = None if value is None else float(value)
+
+    @property
     def class_weights(self) -> Tensor | None:
         """Factor of the loss of each class's samples, shape (K,). May be set."""
         return self._class_weights
@@ -193,7 +217,8 @@ class OnlineHead:
 
         Raises:
             ValueError: A shape or a label does not fit.
-            NonFiniteLossError: The loss is infinite or no number. As with ValueError, nothing was updated.
+            NonFiniteLossError: The loss, or the norm that ``clip`` needs, is infinite or no number. As with
+                ValueError, nothing was updated.
         """
         with torch.autocast(self._weight.device.type, enabled=False):
             x = self._features(x)
@@ -277,6 +302,11 @@ class OnlineHead:
             [layer.linear.weight.requires_grad for layer in learning],
             [layer.linear.bias is not None and layer.linear.bias.requires_grad for layer in learning],
         ).item()
+        if not math.isfinite(norm):
+            raise NonFiniteLossError(
+                f"step: the gradient's norm is {norm}, which clip can't shorten, so nothing was updated. An error that "
+                f"was sent back exceeds {self._weight.dtype}: a smaller scale of the feedback, or a wider dtype."
+            )
         if norm > self.clip:
             for error in errors:
                 error.mul_(self.clip / (norm + 1e-6))  # as torch.nn.utils.clip_grad_norm_
