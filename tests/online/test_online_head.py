@@ -360,6 +360,16 @@ def test_layers_in_nested_parts_dropout_on_the_input_and_no_bias():
         torch.testing.assert_close(head.logits(x), plain.eval()(x))
 
 
+def test_what_a_network_flattens_its_head_flattens():
+    heads = [OnlineHead(nn.Sequential(nn.Flatten(), *OnlineHead((8, 6, 3), lr=0.1).net), lr=0.1) for _ in range(2)]
+    x, y = torch.randn(5, 2, 2, 2), torch.arange(5) % 3
+    assert heads[0].step(x, y) == heads[1].step(x.flatten(1), y)
+    torch.testing.assert_close(heads[0].logits(x), heads[0].net(x).detach())
+    for other in (heads[0], OnlineHead((8, 6, 3), lr=0.1)):
+        with pytest.raises(ValueError, match="features of shape"):
+            other.step(torch.randn(5, 2, 2, 3), y)
+
+
 def test_a_dropout_of_all_leaves_the_biases_to_learn():
     head = OnlineHead(nn.Sequential(nn.Dropout(1.0), nn.Linear(3, 2)), lr=0.1)
     weight = head.layers[0].weight.clone()
@@ -555,6 +565,18 @@ def test_a_head_without_feedback_has_none_to_reset():
     assert not any("feedback" in name for name in head.state_dict())
 
 
+def test_a_network_of_another_type_needs_new_momentum():
+    head = OnlineHead(SIZES, lr=0.1, momentum=0.9, momentum_dtype=torch.float32)
+    head.step(torch.ones(6), 0)
+    head.net.double()
+    before = copy.deepcopy(head.net.state_dict())
+    with pytest.raises(ValueError, match=r"is torch.float32 on cpu, expected torch.float64 .* reset_momentum\(\)"):
+        head.step(torch.ones(6), 0)
+    assert all(torch.equal(v, before[k]) for k, v in head.net.state_dict().items())
+    head.reset_momentum()
+    head.step(torch.ones(6), 0)
+
+
 def test_momentum_can_be_forgotten():
     head, fresh = (OnlineHead(SIZES, rule=dfa.DFA(), lr=0.1, momentum=0.9) for _ in range(2))
     head.step(torch.ones(6), 0)
@@ -569,9 +591,12 @@ def test_bytes_are_those_of_parameters_momentum_and_feedback():
     head = OnlineHead((16, 32, 8), rule=dfa.BDFA(), lr=0.1, momentum=0.9)
     parameters = 4 * (16 * 32 + 32 + 32 * 8 + 8)
     feedback = 8 * 32 // 8 + 4
-    assert head.nbytes == parameters + feedback
+    assert head.nbytes == 2 * parameters + feedback
     head.step(torch.ones(16), 0)
     assert head.nbytes == 2 * parameters + feedback
+    head.momentum = 0.0
+    head.reset_momentum()
+    assert head.nbytes == parameters + feedback
 
 
 def test_momentum_in_bfloat16_takes_half_and_learns_alike(tmp_path):

@@ -105,6 +105,7 @@ class OnlineHead:
         else:
             net = build_network(net, activation or "relu", dropout or 0.0, seed, device, dtype)
         self._layers = read_layers(net)
+        self._flattens = [module for module in net.modules() if isinstance(module, nn.Flatten)]
         self.net = net
         kept = (None, self._weight.dtype, torch.bfloat16)
         self._demand("momentum_dtype", momentum_dtype, momentum_dtype in kept, f"one of {kept}")
@@ -201,9 +202,15 @@ class OnlineHead:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all that it keeps between steps: parameters, momentum, feedback."""
+        """Bytes of all that it keeps between steps: parameters, momentum (before the first step too), feedback."""
         tensors = [*self.net.state_dict().values(), *self._velocity.values()]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        coming = [
+            p.numel() * self._velocity_dtype(p).itemsize
+            for layer in self._layers
+            for name, p in layer.linear.named_parameters(recurse=False)
+            if self.momentum and p.requires_grad and f"{layer.name}.{name}" not in self._velocity
+        ]
+        return sum(t.numel() * t.element_size() for t in tensors) + sum(coming)
 
     # ----------------------------------------------------------------------------------------------- learn and predict
 
@@ -324,11 +331,19 @@ class OnlineHead:
             return None
         if name not in self._velocity:
             self._velocity[name] = torch.zeros_like(parameter, dtype=self._velocity_dtype(parameter))
-        return self._velocity[name]
+        velocity, expected = self._velocity[name], self._velocity_dtype(parameter)
+        if (velocity.dtype, velocity.device) != (expected, parameter.device):
+            raise ValueError(
+                f"step: the momentum of {name!r} is {velocity.dtype} on {velocity.device}, expected {expected} on "
+                f"{parameter.device}: the network was changed after a step. Call reset_momentum() first."
+            )
+        return velocity
 
     def _velocity_dtype(self, parameter: Tensor) -> torch.dtype:
         """Return the type of a parameter's momentum. Biases are few, and keep their own."""
-        return (self.momentum_dtype if parameter.ndim > 1 else None) or parameter.dtype
+        # As long as the weights' own, it is the type that they have now.
+        short = self.momentum_dtype is torch.bfloat16 and parameter.ndim > 1
+        return torch.bfloat16 if short else parameter.dtype
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
@@ -457,6 +472,9 @@ class OnlineHead:
         return self._layers[0].linear.weight
 
     def _features(self, x: Tensor) -> Tensor:
+        if x.ndim > 2:
+            for flatten in self._flattens:
+                x = flatten(x)
         if x.ndim == 1:
             x = x.unsqueeze(0)
         if x.ndim != 2 or x.shape[1] != self.sizes[0] or not len(x) or not x.is_floating_point():
