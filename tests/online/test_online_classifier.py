@@ -128,7 +128,11 @@ def test_partial_fit_refuses_what_does_not_fit(iris):
     x, y = iris
     with pytest.raises(ValueError, match="the first call needs classes="):
         OnlineHeadClassifier().partial_fit(x, y)
-    model = OnlineHeadClassifier(random_state=0).partial_fit(x, y, classes=np.unique(y))
+    model = OnlineHeadClassifier(random_state=0)
+    with pytest.raises(ValueError, match=r"labels \['tulip'\], which are not in classes"):
+        model.partial_fit(x[:2], ["setosa", "tulip"], classes=np.unique(y))
+    assert not hasattr(model, "head_") and not hasattr(model, "classes_")
+    model.partial_fit(x, y, classes=np.unique(y))
     before = model.predict_proba(x)
     with pytest.raises(ValueError, match=r"labels \['tulip'\], which are not in classes"):
         model.partial_fit(x[:1], ["tulip"])

@@ -234,6 +234,48 @@ def test_the_norm_of_the_gradient_is_that_of_the_gradient():
         assert gradient_norm(errors, inputs, weights, biases).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "samples", "size", "clip"),
+    [
+        (torch.float16, 32, 10, 1.0),
+        (torch.float16, 4, 10, 0.1),
+        (torch.float16, 1, 10, 0.1),
+        (torch.bfloat16, 32, 10, 1.0),
+        (torch.float32, 4, 1e20, 0.1),
+        (torch.float32, 4, 1e30, 1.0),
+        (torch.float64, 4, 1e100, 1.0),
+    ],
+)
+def test_gradients_too_long_for_their_type_are_clipped_as_torch_clips_them(dtype, samples, size, clip):
+    # The momentum after a step that moves nothing is the gradient.
+    head = OnlineHead((1280, 64, 10), rule=dfa.BP(), lr=0.0, momentum=0.9, clip=clip, dtype=dtype, seed=1)
+    plain = copy.deepcopy(head.net).double()
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.randn(samples, 1280, generator=generator, dtype=torch.float64) * size).to(dtype)
+    y = torch.randint(10, (samples,), generator=generator)
+    head.step(x, y)
+    F.cross_entropy(plain(x.double()), y).backward()
+    nn.utils.clip_grad_norm_(plain.parameters(), clip)
+    found = {name: value.double() for name, value in head.state_dict().items() if name.startswith("momentum.")}
+    tolerance = {2: 0.02, 4: 1e-5, 8: 1e-12}[dtype.itemsize] * clip
+    for name, p in plain.named_parameters():
+        assert p.grad is not None
+        assert (found[f"momentum.{name}"] - p.grad).norm() < tolerance, name
+
+
+def test_one_long_sample_does_not_hide_a_short_one():
+    errors, inputs = torch.tensor([[1e-38], [1.0]]), torch.tensor([[1e30, 0.0], [0.0, 1.0]])
+    assert gradient_norm([errors], [inputs], [True], [False]).item() == pytest.approx(1.0)
+
+
+def test_a_gradient_whose_norm_is_not_finite_is_refused():
+    head = OnlineHead((6, 9, 4), rule=dfa.DFA(scale=1e6), lr=0.1, momentum=0.9, clip=1.0, dtype=torch.float16)
+    before = {k: v.clone() for k, v in head.state_dict().items()}
+    with pytest.raises(NonFiniteLossError, match=r"norm is (inf|nan), .* nothing was updated"):
+        head.step(torch.ones(6), 1)
+    assert all(torch.equal(v, head.state_dict()[k]) for k, v in before.items())
+
+
 # ------------------------------------------------------------------------------- out of a trained network, and back
 
 
@@ -316,6 +358,16 @@ def test_layers_in_nested_parts_dropout_on_the_input_and_no_bias():
     x = torch.randn(3, 6, dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(head.logits(x), plain.eval()(x))
+
+
+def test_what_a_network_flattens_its_head_flattens():
+    heads = [OnlineHead(nn.Sequential(nn.Flatten(), *OnlineHead((8, 6, 3), lr=0.1).net), lr=0.1) for _ in range(2)]
+    x, y = torch.randn(5, 2, 2, 2), torch.arange(5) % 3
+    assert heads[0].step(x, y) == heads[1].step(x.flatten(1), y)
+    torch.testing.assert_close(heads[0].logits(x), heads[0].net(x).detach())
+    for other in (heads[0], OnlineHead((8, 6, 3), lr=0.1)):
+        with pytest.raises(ValueError, match="features of shape"):
+            other.step(torch.randn(5, 2, 2, 3), y)
 
 
 def test_a_dropout_of_all_leaves_the_biases_to_learn():
@@ -413,6 +465,32 @@ def test_arrays_are_taken_as_tensors_are():
         a.step(x.long().numpy(), y)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("clip", -1.0), ("clip", 0.0), ("clip", math.nan), ("weight_decay", math.nan), ("weight_decay", -0.1),
+     ("momentum", 2.0), ("momentum", -0.5), ("momentum", math.nan)],
+)  # fmt: skip
+def test_settings_are_checked_between_steps_too(name, value):
+    head = OnlineHead(SIZES, lr=0.1, momentum=0.9, weight_decay=0.01, clip=1.0)
+    kept = getattr(head, name)
+    with pytest.raises(ValueError, match=f"{name}={value}, expected"):
+        setattr(head, name, value)
+    assert getattr(head, name) == kept
+
+
+def test_numbers_of_any_kind_are_settings_and_are_saved(tmp_path):
+    head = OnlineHead(
+        np.array([6, 9, 4]),
+        lr=np.float32(0.5),
+        momentum=np.float32(0.5),
+        weight_decay=torch.tensor(0.25),  # type: ignore[arg-type]
+        clip=np.float64(2.0),
+    )
+    other = saved(head, tmp_path)
+    assert other.sizes == (6, 9, 4)
+    assert (other.lr, other.momentum, other.weight_decay, other.clip) == ((0.5, 0.5), 0.5, 0.25, 2.0)
+
+
 def test_one_sample_may_come_without_a_batch():
     a, b = (OnlineHead(SIZES, rule=dfa.DFA(), lr=0.1, seed=1) for _ in range(2))
     x = torch.randn(6)
@@ -504,6 +582,18 @@ def test_a_head_without_feedback_has_none_to_reset():
     assert not any("feedback" in name for name in head.state_dict())
 
 
+def test_a_network_of_another_type_needs_new_momentum():
+    head = OnlineHead(SIZES, lr=0.1, momentum=0.9, momentum_dtype=torch.float32)
+    head.step(torch.ones(6), 0)
+    head.net.double()
+    before = copy.deepcopy(head.net.state_dict())
+    with pytest.raises(ValueError, match=r"is torch.float32 on cpu, expected torch.float64 .* reset_momentum\(\)"):
+        head.step(torch.ones(6), 0)
+    assert all(torch.equal(v, before[k]) for k, v in head.net.state_dict().items())
+    head.reset_momentum()
+    head.step(torch.ones(6), 0)
+
+
 def test_momentum_can_be_forgotten():
     head, fresh = (OnlineHead(SIZES, rule=dfa.DFA(), lr=0.1, momentum=0.9) for _ in range(2))
     head.step(torch.ones(6), 0)
@@ -518,9 +608,12 @@ def test_bytes_are_those_of_parameters_momentum_and_feedback():
     head = OnlineHead((16, 32, 8), rule=dfa.BDFA(), lr=0.1, momentum=0.9)
     parameters = 4 * (16 * 32 + 32 + 32 * 8 + 8)
     feedback = 8 * 32 // 8 + 4
-    assert head.nbytes == parameters + feedback
+    assert head.nbytes == 2 * parameters + feedback
     head.step(torch.ones(16), 0)
     assert head.nbytes == 2 * parameters + feedback
+    head.momentum = 0.0
+    head.reset_momentum()
+    assert head.nbytes == parameters + feedback
 
 
 def test_momentum_in_bfloat16_takes_half_and_learns_alike(tmp_path):

@@ -73,6 +73,13 @@ def test_other_settings_are_refused(config, tmp_path):
         Bench(other, tmp_path).run()
 
 
+def test_a_first_annotation_outside_the_frame_is_named(config, otb, tmp_path):
+    path = otb / "Left" / "groundtruth_rect.txt"
+    path.write_text("500,2,30,30\n" + path.read_text().split("\n", 1)[1])
+    with pytest.raises(DataError, match="Left: its first annotation, counted from 0: the box 499,1,30,30 lies outside"):
+        Bench(replace(config, methods=("KCF",)), tmp_path / "runs").run()
+
+
 def test_a_result_of_another_length_is_named(config, tmp_path):
     one = replace(config, methods=("KCF",), sequences=("Left",))
     Bench(one, tmp_path).run()

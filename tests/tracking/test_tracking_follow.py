@@ -137,9 +137,17 @@ def test_unreadable_frames_repeat_the_box_and_are_named(folder, tmp_path):
     assert len(track.boxes) == 6 and track.boxes[2] == track.boxes[1] and np.isnan(track.scores[2:5]).all()
     assert all(name in text for name, text in zip(("3.png", "4.png", "frame 5"), track.problems, strict=True))
     assert len((tmp_path / "o" / "clip.txt").read_text().splitlines()) == 6
+    assert len(list(VideoFile(tmp_path / "o" / "clip.mp4").frames())) == 6
+    assert track.held == np.mean([score > 0 for score in (track.scores[1], track.scores[5])])
     (folder / "1.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"1\.png: cannot be read as an image"):
         follow(open_source(str(folder)), tracker, (30, 40, 20, 20), progress=False)
+
+
+def test_a_box_is_cut_at_the_frames_borders(folder, tmp_path):
+    track = follow(open_source(str(folder)), Steady(), (-500, -500, 10000, 10000), out=tmp_path / "o", progress=False)
+    assert set(track.boxes) == {(0, 0, 128, 96)}
+    assert (tmp_path / "o" / "clip.txt").read_text().startswith("1.000,1.000,128.000,96.000\n")
 
 
 def test_ctrl_c_keeps_what_was_done(folder, tmp_path):
@@ -258,6 +266,9 @@ def test_track_takes_the_annotated_box(call, otb):
     (["--box", "5,2,9,9", "--rule", "Magic"], "Magic"),
     (["--box", "5,2,9,9", "--crop", "3"], "crop=3, expected 16 to 1024"),
     (["--box", "5,2,9,9", "--limit", "0"], "--limit 0"),
+    (["--box", "30,40,20,20", "--first_lr", "1e6"], "the tracker's head has diverged at a learning rate of 1e+06"),
+    (["--box", "30,40,20,20", "--regression_alpha", "0"], "regression_alpha=0.0, expected a number above 0"),
+    (["--box", "30,40,20,20", "--hidden", "[0]"], "hidden=(0,), expected widths of 1 or more"),
     (["--box", "5,2,9,9", "--head", "nowhere"], "cannot be read as a pre-trained head"),
     (["--box", "5,2,9,9", "--show", "true"], "there is no display to show frames on"),
 ])  # fmt: skip

@@ -48,6 +48,7 @@ def test_evaluated_frames_of_a_longer_video(otb):
 @pytest.mark.parametrize("change, words", [
     (lambda f: (f / "img" / "0003.jpg").unlink(), "found 8 boxes for 7 frames"),
     (lambda f: (f / "groundtruth_rect.txt").write_text("1,2,3,4\n1,2,x,4\n"), "line 2: found '1,2,x,4'"),
+    (lambda f: (f / "groundtruth_rect.txt").write_text("0,0,0,0\n" * 8), "rect.txt: the first box of Left, 0,0,0,0,"),
     (lambda f: (f / "groundtruth_rect.txt").write_text("1,2,3\n"), "line 1.*expected four numbers"),
 ])  # fmt: skip
 def test_damaged_folders_are_refused(otb, change, words):

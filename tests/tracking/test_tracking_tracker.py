@@ -195,6 +195,11 @@ def test_the_result_is_regressed_and_leads_the_next_search_or_not(trunk, small, 
     assert score > 0 and box[0] == pytest.approx(tracker._box[0].item() + ahead, abs=1e-3)
 
 
+def test_a_regression_that_cannot_be_solved_is_refused():
+    with pytest.raises(ValueError, match="regression_alpha=1e-30 is too small"):
+        ridge(100 * torch.randn(30, 5, generator=torch.Generator().manual_seed(0)), torch.ones(30, 4), 1e-30)
+
+
 def test_ridge_equals_scikit_learns():
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(40, 60, generator=generator) + 1, torch.randn(40, 4, generator=generator)

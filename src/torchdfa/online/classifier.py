@@ -93,7 +93,7 @@ class OnlineHeadClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(f"OnlineHeadClassifier: epochs={self.epochs!r}, expected 1 or more.")
         x, y = self._samples(X, y, reset=True)
         order = self._begin(x.shape[1], unique_labels(y), y)
-        index = self._indices(y)
+        index = _indices(y, self.classes_)
         self.loss_curve_: list[float] = []
         for _ in range(self.epochs):
             chosen = torch.from_numpy(order.permutation(len(x)))
@@ -119,10 +119,11 @@ class OnlineHeadClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(
                 "partial_fit: class_weight='balanced' needs all labels at once, as fit has them; give a dict."
             )
+        labels = unique_labels(classes) if first else self.classes_
+        index = _indices(y, labels)
         if first:
-            self._begin(x.shape[1], unique_labels(classes), y)
-        index = self._indices(y)
-        if not first:
+            self._begin(x.shape[1], labels, y)
+        else:
             self._set(self.head_, y)
         self._learn(x, index)
         return self
@@ -176,19 +177,21 @@ class OnlineHeadClassifier(ClassifierMixin, BaseEstimator):
         self.classes_ = classes
         return random
 
-    def _indices(self, y: np.ndarray) -> Tensor:
-        index = np.searchsorted(self.classes_, y)
-        known = self.classes_[np.minimum(index, len(self.classes_) - 1)] == y
-        if not np.all(known):
-            raise ValueError(f"y holds the labels {np.unique(y[~known])}, which are not in classes {self.classes_}.")
-        return torch.from_numpy(index)
-
     def _learn(self, x: Tensor, index: Tensor) -> float:
         losses = [
             len(part) * self.head_.step(part, labels)
             for part, labels in zip(x.split(self.batch_size), index.split(self.batch_size), strict=True)
         ]
         return math.fsum(losses) / len(x)
+
+
+def _indices(y: np.ndarray, classes: np.ndarray) -> Tensor:
+    """Return the place of each label in the sorted classes."""
+    index = np.searchsorted(classes, y)
+    known = classes[np.minimum(index, len(classes) - 1)] == y
+    if not np.all(known):
+        raise ValueError(f"y holds the labels {np.unique(y[~known])}, which are not in classes {classes}.")
+    return torch.from_numpy(index)
 
 
 def _tensor(x: Any) -> Tensor:

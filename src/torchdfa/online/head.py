@@ -24,7 +24,7 @@ from torchdfa.rules import Rule
 
 
 class NonFiniteLossError(ArithmeticError):
-    """The loss of a step is infinite or no number; nothing was updated."""
+    """The loss of a step, or the norm that ``clip`` needs, is infinite or no number; nothing was updated."""
 
 
 class OnlineHead:
@@ -106,6 +106,7 @@ class OnlineHead:
         else:
             net = build_network(net, activation or "relu", dropout or 0.0, seed, device, dtype)
         self._layers = read_layers(net)
+        self._flattens = [module for module in net.modules() if isinstance(module, nn.Flatten)]
         self.net = net
         kept = (None, self._weight.dtype, torch.bfloat16)
         self._demand("momentum_dtype", momentum_dtype, momentum_dtype in kept, f"one of {kept}")
@@ -168,7 +169,7 @@ class OnlineHead:
     @momentum.setter
     def momentum(self, value: float) -> None:
         self._demand("momentum", value, 0 <= value < 1, "from 0 to below 1")
-        self._momentum = value
+        self._momentum = float(value)
 
     @property
     def weight_decay(self) -> float:
@@ -178,7 +179,7 @@ class OnlineHead:
     @weight_decay.setter
     def weight_decay(self, value: float) -> None:
         self._demand("weight_decay", value, 0 <= value < math.inf, "0 or more")
-        self._weight_decay = value
+        self._weight_decay = float(value)
 
     @property
     def clip(self) -> float | None:
@@ -188,7 +189,7 @@ class OnlineHead:
     @clip.setter
     def clip(self, value: float | None) -> None:
         self._demand("clip", value, value is None or value > 0, "a positive number or None")
-        self._clip = value
+        self._clip = None if value is None else float(value)
 
     @property
     def class_weights(self) -> Tensor | None:
@@ -205,9 +206,15 @@ class OnlineHead:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all that it keeps between steps: parameters, momentum, feedback."""
+        """Bytes of all that it keeps between steps: parameters, momentum (before the first step too), feedback."""
         tensors = [*self.net.state_dict().values(), *self._velocity.values()]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        coming = [
+            p.numel() * self._velocity_dtype(p).itemsize
+            for layer in self._layers
+            for name, p in layer.linear.named_parameters(recurse=False)
+            if self.momentum and p.requires_grad and f"{layer.name}.{name}" not in self._velocity
+        ]
+        return sum(t.numel() * t.element_size() for t in tensors) + sum(coming)
 
     # ----------------------------------------------------------------------------------------------- learn and predict
 
@@ -221,7 +228,8 @@ class OnlineHead:
 
         Raises:
             ValueError: A shape or a label does not fit.
-            NonFiniteLossError: The loss is infinite or no number. As with ValueError, nothing was updated.
+            NonFiniteLossError: The loss, or the norm that ``clip`` needs, is infinite or no number. As with
+                ValueError, nothing was updated.
         """
         with torch.autocast(self._weight.device.type, enabled=False):
             features = self._features(x)
@@ -305,6 +313,11 @@ class OnlineHead:
             [layer.linear.weight.requires_grad for layer in learning],
             [layer.linear.bias is not None and layer.linear.bias.requires_grad for layer in learning],
         ).item()
+        if not math.isfinite(norm):
+            raise NonFiniteLossError(
+                f"step: the gradient's norm is {norm}, which clip can't shorten, so nothing was updated. An error that "
+                f"was sent back exceeds {self._weight.dtype}: a smaller scale of the feedback, or a wider dtype."
+            )
         if norm > self.clip:
             for error in errors:
                 error.mul_(self.clip / (norm + 1e-6))  # as torch.nn.utils.clip_grad_norm_
@@ -322,11 +335,19 @@ class OnlineHead:
             return None
         if name not in self._velocity:
             self._velocity[name] = torch.zeros_like(parameter, dtype=self._velocity_dtype(parameter))
-        return self._velocity[name]
+        velocity, expected = self._velocity[name], self._velocity_dtype(parameter)
+        if (velocity.dtype, velocity.device) != (expected, parameter.device):
+            raise ValueError(
+                f"step: the momentum of {name!r} is {velocity.dtype} on {velocity.device}, expected {expected} on "
+                f"{parameter.device}: the network was changed after a step. Call reset_momentum() first."
+            )
+        return velocity
 
     def _velocity_dtype(self, parameter: Tensor) -> torch.dtype:
         """Return the type of a parameter's momentum. Biases are few, and keep their own."""
-        return (self.momentum_dtype if parameter.ndim > 1 else None) or parameter.dtype
+        # As long as the weights' own, it is the type that they have now.
+        short = self.momentum_dtype is torch.bfloat16 and parameter.ndim > 1
+        return torch.bfloat16 if short else parameter.dtype
 
     @torch.no_grad()
     def logits(self, x: Tensor | np.ndarray) -> Tensor:
@@ -456,6 +477,9 @@ class OnlineHead:
 
     def _features(self, x: Tensor | np.ndarray) -> Tensor:
         x = torch.as_tensor(x)
+        if x.ndim > 2:
+            for flatten in self._flattens:
+                x = flatten(x)
         if x.ndim == 1:
             x = x.unsqueeze(0)
         if x.ndim != 2 or x.shape[1] != self.sizes[0] or not len(x) or not x.is_floating_point():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 import torch
@@ -126,8 +127,9 @@ def build_network(
     Raises:
         ValueError: A size, the activation or the dropout is none.
     """
-    if len(sizes) < 2 or not all(isinstance(n, int) and n > 0 for n in sizes):
+    if len(sizes) < 2 or not all(isinstance(n, Integral) and n > 0 for n in sizes):
         raise ValueError(f"OnlineHead: sizes={tuple(sizes)!r}, expected two or more positive whole numbers.")
+    sizes = [int(n) for n in sizes]
     if activation not in _ACTIVATIONS:
         expected = ", ".join(map(repr, get_args(Activation)))
         raise ValueError(f"OnlineHead: activation={activation!r}, expected one of {expected}.")

@@ -22,6 +22,7 @@ from torchdfa.data.sources import data_root
 from torchdfa.files import write_text
 from torchdfa.rules import BDFA, BP, DFA, Rule
 from torchdfa.tracking.backbones import load_trunk
+from torchdfa.tracking.boxes import BoxError
 from torchdfa.tracking.config import TrackerConfig
 from torchdfa.tracking.follow import Follows
 from torchdfa.tracking.peers import PEERS, OpenCVTracker
@@ -276,7 +277,10 @@ class Bench:
                 frame = read_image(path)
                 started = time.perf_counter()
                 if i == 0:
-                    tracker.init(frame, sequence.truth[0])
+                    try:
+                        tracker.init(frame, sequence.truth[0])
+                    except BoxError as error:
+                        raise DataError(f"{sequence.name}: its first annotation, counted from 0: {error}") from error
                 else:
                     boxes.append(np.array(tracker.update(frame)[0]))
                 times.append(time.perf_counter() - started)

@@ -45,8 +45,9 @@ def add_commands(commands: Any, make_parser: Any) -> dict[str, tuple[Any, Any, A
     track.add_class_arguments(TrackerConfig)
     track.add_argument(
         "--box", type=str | None,
-        help="The object in the first frame: x,y,w,h in pixels from the left upper corner. By default the annotated "
-        "one of a folder in OTB's format, else it is drawn in a window.",
+        help="The object in the first frame: x,y,w,h in pixels, the left upper corner being 0,0 "
+        "(NAME.txt counts from 1, as OTB does). By default the annotated one of a folder in OTB's format, else it is "
+        "drawn in a window.",
     )  # fmt: skip
     track.add_argument(
         "--out", type=str | None,
@@ -112,8 +113,9 @@ def _summary(track: Track) -> str:
     frames = f"{len(track.boxes)} frames, first frame {track.seconds[0]:.1f} s"
     if len(track.boxes) < 2:
         return frames
+    which = "those that could be read" if track.problems else "them"
     return (
-        f"{frames}, then {track.rate:.1f} frames/s; target found in {100 * track.held:.0f} % of them; "
+        f"{frames}, then {track.rate:.1f} frames/s; target found in {100 * track.held:.0f} % of {which}; "
         f"last box {x:.1f},{y:.1f},{w:.1f},{h:.1f}"
     )
 

@@ -133,8 +133,12 @@ class TrackerConfig:
             "update_lr": (0, large), "long_every": (1, large), "long_memory": (1, large),
             "short_memory": (1, self.long_memory), "candidates": (self.best, large), "best": (1, large),
             "shift": (0, self.shift_limit), "shift_limit": (0, self.reach), "widening": (1, 10), "scale": (1, 2),
-            "reach": (1, 10), "sure": (0, 1), "regression_samples": (0, large), "regression_alpha": (0, large),
+            "reach": (1, 10), "sure": (0, 1), "regression_samples": (0, large),
         }  # fmt: skip
+        if any(width < 1 for width in self.hidden):
+            raise ValueError(f"TrackerConfig: hidden={self.hidden!r}, expected widths of 1 or more.")
+        if not 0 < self.regression_alpha < large:
+            raise ValueError(f"TrackerConfig: regression_alpha={self.regression_alpha!r}, expected a number above 0.")
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
             if not low <= value <= high:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from torchdfa.data.errors import DataError
+from torchdfa.tracking.boxes import check_box
 from torchdfa.tracking.display import Window, draw_box, pick_box
 from torchdfa.tracking.frames import FrameError
 from torchdfa.tracking.video import Frame, Source, VideoWriter
@@ -57,8 +58,9 @@ class Track:
 
     @property
     def held(self) -> float:
-        """Share of the frames after the first in which the target was found."""
-        return statistics.fmean(s > 0 for s in self.scores[1:]) if len(self.scores) > 1 else math.nan
+        """Share of the frames after the first, of those that could be read, in which the target was found."""
+        scores = [score for score in self.scores[1:] if not math.isnan(score)]
+        return statistics.fmean(score > 0 for score in scores) if scores else math.nan
 
 
 def parse_box(text: str) -> Box:
@@ -70,7 +72,7 @@ def parse_box(text: str) -> Box:
     try:
         x, y, w, h = (float(part) for part in text.replace(" ", "").split(","))
     except ValueError:
-        raise ValueError(f"--box {text}: expected four numbers x,y,w,h, as in --box 160,83,56,65.") from None
+        raise ValueError(f"--box {text}: expected four numbers x,y,w,h, as in --box 159,82,56,65.") from None
     return (x, y, w, h)
 
 
@@ -94,7 +96,8 @@ def follow(
     Args:
         source: The frames.
         tracker: What follows the object.
-        box: The target in the first frame; None: that of OTB's annotation if there is one, else picked in a window.
+        box: The target in the first frame, counted from 0, cut at the frame's borders; None: that of OTB's
+            annotation if there is one, else picked in a window.
         out: Folder for NAME.mp4, NAME.txt (x,y,w,h a line, counted from 1), NAME_scores.txt and NAME_times.txt.
         name: NAME; by default the source's.
         overwrite: Whether files that are there may be replaced.
@@ -119,6 +122,9 @@ def follow(
         if isinstance(first, DataError):
             raise first
         box = box or pick_box(first)
+        # As the tracker cuts it: what is written and drawn is what is followed.
+        x, y, w, h = check_box(box, first.shape[1], first.shape[0]).tolist()
+        box = (x, y, w, h)
         window = Window(source.name) if show else None
         if window is not None:
             stack.callback(window.close)
@@ -130,6 +136,7 @@ def follow(
         try:
             _note(track, first, box, math.inf, taken, writer, window)
             bar("first frame", 1)
+            shown = first
             for frame in frames:
                 if limit is not None and len(track.boxes) >= limit:
                     break
@@ -143,7 +150,10 @@ def follow(
                 taken = time.perf_counter() - started
                 if isinstance(frame, DataError):
                     track.problems.append(str(frame))
-                if not _note(track, frame, box, score, taken, writer, window):
+                else:
+                    shown = frame
+                # In place of a picture that can't be read, the one before: line n is of the video's picture n.
+                if not _note(track, shown, box, score, taken, writer, window):
                     track.stopped = True
                     break
                 bar(f"score {score:5.1f}, {track.rate:.1f} frames/s", 1)
@@ -154,7 +164,7 @@ def follow(
 
 def _note(
     track: Track,
-    frame: Frame | DataError,
+    frame: Frame,
     box: Box,
     score: float,
     taken: float,
@@ -167,9 +177,9 @@ def _note(
     track.seconds.append(taken)
     if files is not None:
         files.line(box, score, taken)
-    if isinstance(frame, DataError) or (window is None and (files is None or files.video is None)):
+    if window is None and (files is None or files.video is None):
         return True
-    shown = "" if math.isinf(score) else f"score {score:.1f}  "
+    shown = "" if math.isinf(score) else "not read  " if math.isnan(score) else f"score {score:.1f}  "
     speed = "" if len(track.seconds) < 2 else f"{track.rate:.1f} frames/s"
     picture = draw_box(frame, box, score, f"{len(track.boxes)}  {shown}{speed}")
     if files is not None and files.video is not None:

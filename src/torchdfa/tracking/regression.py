@@ -39,9 +39,15 @@ def ridge(x: Tensor, y: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
         x: Shape (N, D).
         y: Shape (N, K).
         alpha: Above 0.
+
+    Raises:
+        ValueError: It is too small for the system to be solved.
     """
     x_mean, y_mean = x.mean(0), y.mean(0)
     x, y = x - x_mean, y - y_mean
     gram = (x @ x.t()).double() + alpha * torch.eye(len(x), dtype=torch.float64)
-    weight = torch.cholesky_solve(y.double(), torch.linalg.cholesky(gram)).t().to(x) @ x
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    if failed:
+        raise ValueError(f"regression_alpha={alpha:g} is too small for these features, or they are not finite.")
+    weight = torch.cholesky_solve(y.double(), factor).t().to(x) @ x
     return weight, y_mean - weight @ x_mean

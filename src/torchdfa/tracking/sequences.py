@@ -157,6 +157,9 @@ def _load(folder: Path, annotation: Path, name: str) -> Sequence:
         images = images[first - 1 : last]
     if len(images) != len(truth):
         raise DataError(f"{annotation}: found {len(truth)} boxes for {len(images)} frames of {place}.")
+    if len(truth) and not (truth[0, 2:] > 0).all():
+        found = ",".join(f"{n:g}" for n in truth[0] + _FIRST_PIXEL)
+        raise DataError(f"{annotation}: the first box of {name}, {found}, has no size: w and h must be above 0.")
     return Sequence(name, folder.name, tuple(images), truth, _attributes(folder))
 
 

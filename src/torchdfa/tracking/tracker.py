@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from torchdfa.online import NonFiniteLossError
 from torchdfa.tracking.backbones import Trunk, load_trunk, read_mdnet_head
 from torchdfa.tracking.boxes import check_box, inside
 from torchdfa.tracking.config import TrackerConfig
@@ -34,7 +35,7 @@ class Tracker:
     ::
 
         tracker = Tracker(TrackerConfig(rule=dfa.BDFA(init="product", center=True)))
-        tracker.init(frames[0], (160, 83, 56, 65))
+        tracker.init(frames[0], (159, 82, 56, 65))
         for frame in frames[1:]:
             box, score = tracker.update(frame)
 
@@ -235,7 +236,13 @@ class Tracker:
             examined = negatives[others.next(c.examined)]
             hardest = self._hardest(examined)
             batch = torch.cat([positives[targets.next(c.positives)], examined[hardest]])
-            self._head.step(batch, labels)
+            try:
+                self._head.step(batch, labels)
+            except NonFiniteLossError as error:
+                raise ValueError(
+                    f"the tracker's head has diverged at a learning rate of {lr:g} and clip={c.clip:g} ({error}) "
+                    "Try a smaller first_lr or update_lr, or a clip of 10."
+                ) from error
 
 
 def _odds(logits: Tensor) -> Tensor:
