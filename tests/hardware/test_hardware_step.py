@@ -106,6 +106,21 @@ def test_sparse_feedback_costs_the_entries_that_it_keeps():
         assert 4 * sparse.adds == dense.adds
 
 
+@pytest.mark.parametrize(("classes", "times"), [(10, 1), (16, 1), (17, 48), (40, 48)])
+def test_a_lane_reads_its_errors_again_for_each_feature_where_its_registers_hold_only_some(classes, times):
+    cost = step(head(24, 48, classes), LFSR, torch.zeros(32, 24))
+    error = next(c for c in cost.costs if c.direct)
+    assert error.sram_bytes - error.dram_bytes == 2 * 32 * classes * times + 2 * 32 * 48
+
+
+def test_a_position_reads_its_taps_again_for_each_feature():
+    error = {c.layer: c for c in step(modules(), dfa.HybridDFA(binary=True), torch.zeros(4, 2, 8, 8)).costs if c.direct}
+    positions, taps, features = 4 * 8 * 8, 8 * 9, 8
+    signs = error["2"].feedback_bytes * positions / 16
+    read = error["2"].sram_bytes - error["2"].dram_bytes - signs
+    assert read == 2 * positions * taps * features + 2 * positions * features
+
+
 def test_an_error_inside_a_module_waits_for_the_modules_output():
     """Between modules by back-propagation: the lower module's direct error comes after the upper one's errors."""
     x = torch.zeros(4, 2, 8, 8)

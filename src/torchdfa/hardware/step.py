@@ -3,8 +3,9 @@
 Each phase of a layer is a matrix product ``out (M, N) = a (M, K) · b (K, N)``. Weights lie in DRAM. Activations do
 unless all the step's fit half the on-chip memory; an error does, unless it fits by itself. From DRAM an operand comes
 once, or, where neither fits half the on-chip memory, as often as the best of three orders needs. From the on-chip
-memory the MAC array reads a word a row and a word a column each cycle. Energies are those of the chip's description;
-DRAM's are given low, middle and high. Activation functions, norms and the loss are not counted.
+memory the MAC array reads a word a row and a word a column each cycle, the direct error propagation core its lanes'
+errors: once where a lane's registers hold them all, else again for each feature. Energies are those of the chip's
+description; DRAM's are given low, middle and high. Activation functions, norms and the loss are not counted.
 """
 
 from __future__ import annotations
@@ -390,26 +391,33 @@ def _product(chip: Chip, layer: str, phase: Phase, g: _Gemm) -> Cost:
 
 
 def _direct(places: _Places, sent: _Sent, stored: bool | None) -> Cost:
-    """Return the cost of an error that feedback carries: each of its elements is a sum of the same number of terms."""
+    """Return the cost of an error that feedback carries: each of its elements is a sum of the same number of terms.
+
+    On the direct error propagation core, as its RTL is: a lane is a sample or a position and has registers for one
+    cycle's terms and one accumulator; features pass one after the other, as the generator makes their signs. Errors
+    that fit the registers are read once. More of them pass block by block for each feature, and each lane reads its
+    own again for the next one. Signs are shared by the lanes.
+    """
     chip, size, feedback = places.chip, places.chip.bytes, sent.feedback
     convolution = feedback.geometry if isinstance(feedback, ConvFeedback) else None
     rows, terms = sent.hidden_size // feedback.features, sent.products / sent.hidden_size
-    error, written = sent.output_size * size["error"], sent.hidden_size * size["error"]
+    written = sent.hidden_size * size["error"]
     given, out = places.error(sent.output_size), places.error(sent.hidden_size)
     if feedback.binary:
         from_memory = not isinstance(feedback, SeededFeedback) if stored is None else stored
         fetched = feedback.kept / 8 if from_memory else 0.0
     else:
         from_memory, fetched = True, feedback.kept * size["feedback"]
+    groups = convolution.groups if convolution else 1
     if not feedback.binary or not chip.terms:  # on the MAC array; a sign takes a weight's place
-        groups = convolution.groups if convolution else 1
         gemm = _Gemm(rows, terms, feedback.features // groups, groups, given, fetched, out, written)
         return replace(_product(chip, sent.call, "error", gemm), feedback_bytes=fetched, direct=True)
     dram = fetched + given + out
     passes = math.ceil(rows / chip.lanes)
     generated = 0.0 if from_memory else passes * feedback.kept
-    # Errors are held at the core's inputs while a lane's features pass, a block of terms at a time.
-    sram = error + fetched * passes + written + dram
+    span = terms if convolution else feedback.errors  # what is kept of sparse feedback differs from feature to feature
+    words = rows * span * groups if span <= chip.terms else sent.products
+    sram = words * size["error"] + fetched * passes + written + dram
     cycles = passes * math.ceil(terms / chip.terms) * feedback.features
     return Cost(
         layer=sent.call,
