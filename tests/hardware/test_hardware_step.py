@@ -106,6 +106,19 @@ def test_sparse_feedback_costs_the_entries_that_it_keeps():
         assert 4 * sparse.adds == dense.adds
 
 
+def test_the_array_reads_each_operand_once_for_each_pass_over_the_other():
+    def read(net, x):
+        cost = step(net, None, x).costs[0]
+        return (cost.sram_bytes - cost.dram_bytes) / 2 - cost.macs / inputs
+
+    inputs = 4096  # one sample: each weight is read once, though 15 of the array's 16 columns have no work
+    assert read(nn.Linear(4096, 4096), torch.zeros(1, 4096)) == 4096 * 4096 + 4096 * (4096 // 16)
+    inputs = 40
+    assert read(nn.Linear(40, 5), torch.zeros(33, 40)) == 40 * 5 * 3 + 33 * 40
+    inputs = 9  # depthwise: a row of the array for each of the groups in turn
+    assert read(nn.Conv2d(6, 6, 3, groups=6), torch.zeros(2, 6, 10, 10)) == 6 * (9 * 8 + 2 * 64 * 9)
+
+
 @pytest.mark.parametrize(("classes", "times"), [(10, 1), (16, 1), (17, 48), (40, 48)])
 def test_a_lane_reads_its_errors_again_for_each_feature_where_its_registers_hold_only_some(classes, times):
     cost = step(head(24, 48, classes), LFSR, torch.zeros(32, 24))

@@ -3,7 +3,7 @@
 Each phase of a layer is a matrix product ``out (M, N) = a (M, K) · b (K, N)``. Weights lie in DRAM. Activations do
 unless all the step's fit half the on-chip memory; an error does, unless it fits by itself. From DRAM an operand comes
 once, or, where neither fits half the on-chip memory, as often as the best of three orders needs. From the on-chip
-memory the MAC array reads a word a row and a word a column each cycle, the direct error propagation core its lanes'
+memory the MAC array reads a word a busy row and a busy column each cycle, the direct error propagation core its lanes'
 errors: once where a lane's registers hold them all, else again for each feature. Energies are those of the chip's
 description; DRAM's are given low, middle and high. Activation functions, norms and the loss are not counted.
 """
@@ -373,9 +373,11 @@ def product_cost(chip: Chip, m: int, k: int, n: int) -> Cost:
 def _product(chip: Chip, layer: str, phase: Phase, g: _Gemm) -> Cost:
     size = chip.bytes["weight"]
     dram = dram_bytes(g.a, g.b, g.out, _SUM_BYTES * g.m * g.n * g.groups, chip.sram_bytes / 2)
-    # A word a row and a word a column each cycle; results once; what comes from DRAM is written on chip first.
-    sram = g.macs * size * (1 / chip.columns + 1 / chip.rows) + g.written + dram
-    cycles = g.groups * math.ceil(g.m / chip.columns) * math.ceil(g.n / chip.rows) * g.k
+    across, down = math.ceil(g.m / chip.columns), math.ceil(g.n / chip.rows)
+    # A word a row and a word a column each cycle, of those that have work: either operand once for each pass over the
+    # other. Results once; what comes from DRAM is written on chip first.
+    sram = size * g.groups * g.k * (g.m * down + g.n * across) + g.written + dram
+    cycles = g.groups * across * down * g.k
     return Cost(
         layer=layer,
         phase=phase,
