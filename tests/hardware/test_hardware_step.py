@@ -186,6 +186,11 @@ def test_a_head_by_hand():
     assert by["2", "error"].cycles == 16
 
 
+def test_the_total_says_how_many_macs_are_the_updates():
+    text = str(step(nn.Linear(24, 16), None, torch.zeros(8, 24)))
+    assert f"MACs: of the total {2 * 24 * 16} are multiplications of the update" in text
+
+
 def test_where_binary_feedback_comes_from():
     x = torch.zeros(8, 24)
     stored = step(head(24, 16, 5), dfa.BDFA(**UNIT), x)
@@ -318,6 +323,7 @@ def test_chips_are_read_and_errors_say_what_is_wrong(tmp_path):
         ("sram: {kib: 2048}", "from 4 to 1024 KiB: give sram.pj_per_byte"),
         ("clock_mhz: -5", "clock_mhz=-5, expected more than 0"),
         ("dram: {pj_per_bit: [4, 20]}", "expected three numbers: low, middle, high"),
+        ("dram: {pj_per_bit: [40, 20, 4]}", "expected low, middle, high: none below the one before"),
         ("about: 3", "about=3, expected text"),
     ],
 )

@@ -125,7 +125,8 @@ class StepCost:
         ms = self.pipelined / self.chip.megahertz / 1e3
         return (
             f"{align(lines, left=3)}\npipelined: {self.pipelined:,.0f} cycles a step, {faster:.2f} × as fast; "
-            f"{ms:.3g} ms at {self.chip.megahertz:g} MHz"
+            f"{ms:.3g} ms at {self.chip.megahertz:g} MHz\n"
+            f"MACs: of the total {self.total('macs', ['update']):,.0f} are multiplications of the update"
         )
 
 
