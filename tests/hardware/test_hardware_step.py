@@ -361,6 +361,51 @@ def test_memories_lie_between_their_neighbours():
         sram_picojoules(2, 65)
 
 
+def test_modules_with_weights_that_are_not_counted_are_named():
+    net = nn.Sequential(nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0), nn.Linear(16, 4))
+    cost = step(net, None, torch.zeros(2, 4, 16))
+    [note] = cost.notes
+    assert "0.self_attn (MultiheadAttention), 0.self_attn.out_proj" in note and note in str(cost)
+    assert "linear1" not in note and "norm1" not in note
+    net = nn.Sequential(nn.ConvTranspose2d(2, 3, 3), nn.Flatten(), nn.Linear(108, 4))
+    assert step(net, None, torch.zeros(2, 2, 4, 4)).notes == ("Not counted: 0 (ConvTranspose2d).",)
+    assert not step(convnet(), dfa.KolenPollack(), torch.zeros(8, 2, 8, 8)).notes
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_feedback_that_learns_has_a_gradient_and_an_update(direct):
+    x, fixed = torch.zeros(8, 24), dfa.DFA(**UNIT) if direct else dfa.FA(**UNIT)
+    cost, before = step(head(24, 16, 12, 5), dfa.KolenPollack(direct=direct), x), step(head(24, 16, 12, 5), fixed, x)
+    learnt = {(c.layer, c.phase): c for c in cost.costs if "feedback" in c.layer}
+    sizes = {"2": 16 * 5 if direct else 16 * 12, "4": 12 * 5}
+    assert {k: c.macs for k, c in learnt.items()} == {
+        (f"{n}.feedback", phase): size * times
+        for n, size in sizes.items()
+        for phase, times in (("gradient", 8), ("update", 2))
+    }
+    assert cost.total("dram_bytes") - before.total("dram_bytes") == 8 * sum(sizes.values())
+    assert cost.period > before.period and cost.pipelined >= before.pipelined
+
+
+def test_an_error_waits_for_the_feedback_s_update():
+    x, rule = torch.zeros(8, 24), dfa.KolenPollack()
+    layers, sent = _calls(dfa.convert(head(24, 16, 5), rule, example=x), x)
+    tasks, repeats = _tasks(list(step(head(24, 16, 5), rule, x).costs), layers, sent)
+    assert repeats["error 2"] == ["update 2.feedback"]
+    assert {t.name: t.after for t in tasks}["update 2.feedback"] == ("gradient 2.feedback",)
+
+
+def test_what_the_weight_mirror_leaves_out_is_said():
+    assert "mirror phase" in step(head(24, 16, 5), dfa.WeightMirror(), torch.zeros(8, 24)).notes[0]
+
+
+@pytest.mark.parametrize("rule", [None, LFSR])
+@pytest.mark.parametrize(("shape", "said"), [((0, 24), "at least one sample"), ((8, 23), "of shape (8, 23)")])
+def test_a_batch_that_does_not_fit_is_refused(rule, shape, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        step(head(24, 16, 5), rule, torch.zeros(shape))
+
+
 def test_a_network_without_layers_is_refused():
     with pytest.raises(ValueError, match="no Linear or convolution"):
         step(nn.Sequential(nn.ReLU()), None, torch.zeros(2, 3))
