@@ -106,6 +106,22 @@ def test_only_what_was_measured_alike_is_compared(tmp_path):
         assert (tmp_path / name).is_file() and " " not in name
 
 
+def test_a_report_s_sentences_are_of_the_size_that_was_measured(tmp_path):
+    size = str(Parameters(width=8, lanes=2))
+    rows.write(tmp_path / "power.csv", Measured, [replace(m, size=size) for m in MEASURED])
+    write_report(tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert f"Cores: {size}." in text and f"the one measured: {size}." in text
+    assert "16 random bits" not in text and "one lane" not in text
+
+
+@pytest.mark.parametrize(("command", "option"), [("synth", "designs"), ("power", "designs"), ("step", "rules")])
+def test_help_shows_how_a_list_is_written(command, option, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["hardware", command, "--help"])
+    assert re.search(rf"--{option} .*?list.*?'\[\"", capsys.readouterr().out, re.S)
+
+
 def test_wires_that_are_not_the_assumed_ones_are_named(tmp_path):
     rows.write(tmp_path / "power.csv", Measured, [replace(m, wires=w) for m in MEASURED for w in (0.0, 3.0)])
     write_report(tmp_path)

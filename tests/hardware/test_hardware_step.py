@@ -106,6 +106,34 @@ def test_sparse_feedback_costs_the_entries_that_it_keeps():
         assert 4 * sparse.adds == dense.adds
 
 
+def test_the_array_reads_each_operand_once_for_each_pass_over_the_other():
+    def read(net, x):
+        cost = step(net, None, x).costs[0]
+        return (cost.sram_bytes - cost.dram_bytes) / 2 - cost.macs / inputs
+
+    inputs = 4096  # one sample: each weight is read once, though 15 of the array's 16 columns have no work
+    assert read(nn.Linear(4096, 4096), torch.zeros(1, 4096)) == 4096 * 4096 + 4096 * (4096 // 16)
+    inputs = 40
+    assert read(nn.Linear(40, 5), torch.zeros(33, 40)) == 40 * 5 * 3 + 33 * 40
+    inputs = 9  # depthwise: a row of the array for each of the groups in turn
+    assert read(nn.Conv2d(6, 6, 3, groups=6), torch.zeros(2, 6, 10, 10)) == 6 * (9 * 8 + 2 * 64 * 9)
+
+
+@pytest.mark.parametrize(("classes", "times"), [(10, 1), (16, 1), (17, 48), (40, 48)])
+def test_a_lane_reads_its_errors_again_for_each_feature_where_its_registers_hold_only_some(classes, times):
+    cost = step(head(24, 48, classes), LFSR, torch.zeros(32, 24))
+    error = next(c for c in cost.costs if c.direct)
+    assert error.sram_bytes - error.dram_bytes == 2 * 32 * classes * times + 2 * 32 * 48
+
+
+def test_a_position_reads_its_taps_again_for_each_feature():
+    error = {c.layer: c for c in step(modules(), dfa.HybridDFA(binary=True), torch.zeros(4, 2, 8, 8)).costs if c.direct}
+    positions, taps, features = 4 * 8 * 8, 8 * 9, 8
+    signs = error["2"].feedback_bytes * positions / 16
+    read = error["2"].sram_bytes - error["2"].dram_bytes - signs
+    assert read == 2 * positions * taps * features + 2 * positions * features
+
+
 def test_an_error_inside_a_module_waits_for_the_modules_output():
     """Between modules by back-propagation: the lower module's direct error comes after the upper one's errors."""
     x = torch.zeros(4, 2, 8, 8)
@@ -156,6 +184,11 @@ def test_a_head_by_hand():
     assert by["0", "forward"].compute_pj == pytest.approx(8 * 24 * 16 * chip.pj["mac"])
     assert by["0", "forward"].dram_pj == pytest.approx([2 * 24 * 16 * 8 * pj for pj in (4, 20, 40)])
     assert by["2", "error"].cycles == 16
+
+
+def test_the_total_says_how_many_macs_are_the_updates():
+    text = str(step(nn.Linear(24, 16), None, torch.zeros(8, 24)))
+    assert f"MACs: of the total {2 * 24 * 16} are multiplications of the update" in text
 
 
 def test_where_binary_feedback_comes_from():
@@ -290,6 +323,7 @@ def test_chips_are_read_and_errors_say_what_is_wrong(tmp_path):
         ("sram: {kib: 2048}", "from 4 to 1024 KiB: give sram.pj_per_byte"),
         ("clock_mhz: -5", "clock_mhz=-5, expected more than 0"),
         ("dram: {pj_per_bit: [4, 20]}", "expected three numbers: low, middle, high"),
+        ("dram: {pj_per_bit: [40, 20, 4]}", "expected low, middle, high: none below the one before"),
         ("about: 3", "about=3, expected text"),
     ],
 )
@@ -325,6 +359,51 @@ def test_memories_lie_between_their_neighbours():
         sram_picojoules(8, 7)
     with pytest.raises(ValueError, match="go from 4 to 1024"):
         sram_picojoules(2, 65)
+
+
+def test_modules_with_weights_that_are_not_counted_are_named():
+    net = nn.Sequential(nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0), nn.Linear(16, 4))
+    cost = step(net, None, torch.zeros(2, 4, 16))
+    [note] = cost.notes
+    assert "0.self_attn (MultiheadAttention), 0.self_attn.out_proj" in note and note in str(cost)
+    assert "linear1" not in note and "norm1" not in note
+    net = nn.Sequential(nn.ConvTranspose2d(2, 3, 3), nn.Flatten(), nn.Linear(108, 4))
+    assert step(net, None, torch.zeros(2, 2, 4, 4)).notes == ("Not counted: 0 (ConvTranspose2d).",)
+    assert not step(convnet(), dfa.KolenPollack(), torch.zeros(8, 2, 8, 8)).notes
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_feedback_that_learns_has_a_gradient_and_an_update(direct):
+    x, fixed = torch.zeros(8, 24), dfa.DFA(**UNIT) if direct else dfa.FA(**UNIT)
+    cost, before = step(head(24, 16, 12, 5), dfa.KolenPollack(direct=direct), x), step(head(24, 16, 12, 5), fixed, x)
+    learnt = {(c.layer, c.phase): c for c in cost.costs if "feedback" in c.layer}
+    sizes = {"2": 16 * 5 if direct else 16 * 12, "4": 12 * 5}
+    assert {k: c.macs for k, c in learnt.items()} == {
+        (f"{n}.feedback", phase): size * times
+        for n, size in sizes.items()
+        for phase, times in (("gradient", 8), ("update", 2))
+    }
+    assert cost.total("dram_bytes") - before.total("dram_bytes") == 8 * sum(sizes.values())
+    assert cost.period > before.period and cost.pipelined >= before.pipelined
+
+
+def test_an_error_waits_for_the_feedback_s_update():
+    x, rule = torch.zeros(8, 24), dfa.KolenPollack()
+    layers, sent = _calls(dfa.convert(head(24, 16, 5), rule, example=x), x)
+    tasks, repeats = _tasks(list(step(head(24, 16, 5), rule, x).costs), layers, sent)
+    assert repeats["error 2"] == ["update 2.feedback"]
+    assert {t.name: t.after for t in tasks}["update 2.feedback"] == ("gradient 2.feedback",)
+
+
+def test_what_the_weight_mirror_leaves_out_is_said():
+    assert "mirror phase" in step(head(24, 16, 5), dfa.WeightMirror(), torch.zeros(8, 24)).notes[0]
+
+
+@pytest.mark.parametrize("rule", [None, LFSR])
+@pytest.mark.parametrize(("shape", "said"), [((0, 24), "at least one sample"), ((8, 23), "of shape (8, 23)")])
+def test_a_batch_that_does_not_fit_is_refused(rule, shape, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        step(head(24, 16, 5), rule, torch.zeros(shape))
 
 
 def test_a_network_without_layers_is_refused():

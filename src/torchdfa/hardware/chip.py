@@ -158,7 +158,10 @@ def _dram(fields: Mapping[str, Any]) -> list[float]:
     found = _value(fields, "dram", "pj_per_bit")
     if not isinstance(found, list) or len(found) != 3:
         raise ValueError(f"dram.pj_per_bit={found!r}, expected three numbers: low, middle, high")
-    return [_checked(x, "dram.pj_per_bit") for x in found]
+    values = [_checked(x, "dram.pj_per_bit") for x in found]
+    if values != sorted(values):
+        raise ValueError(f"dram.pj_per_bit={found!r}, expected low, middle, high: none below the one before")
+    return values
 
 
 def _text(fields: Mapping[str, Any], name: str) -> str:

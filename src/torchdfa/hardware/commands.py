@@ -34,7 +34,7 @@ class VerifyConfig:
 
     Args:
         parameters: Sizes of the cores.
-        designs: Units to verify; by default all.
+        designs: Units to verify, as a list: '["depc-stored", "momentum"]'; by default all.
         library: A Liberty file. By default that which the environment variable TORCHDFA_LIBERTY names, or Debian's OSU
             180 nm where its package qflow-tech-osu018 is installed; else generic gates.
         recording: The training run whose errors are one of the streams.
@@ -56,7 +56,7 @@ class SynthConfig:
 
     Args:
         parameters: Sizes of the cores.
-        designs: Units to synthesise; by default all.
+        designs: Units to synthesise, as a list: '["depc-stored", "momentum"]'; by default all.
         library: As in verify.
         verilog_only: Write the RTL as Verilog, and stop.
         jobs: Designs at a time.
@@ -77,7 +77,7 @@ class PowerConfig:
 
     Args:
         parameters: Sizes of the cores.
-        designs: Cores to measure; by default all.
+        designs: Cores to measure, as a list: '["depc-stored", "mac-16x8"]'; by default all.
         library: As in verify; a Liberty file is needed.
         recording: As in verify.
         wires: Capacitance of the wires, as a multiple of what is assumed for the library.
@@ -107,8 +107,8 @@ class StepConfig:
     Args:
         network: vgg16, tracker-head, fc-head, or package.module:function that returns a network and an input; by
             default the first three.
-        rules: Of BP, FA, DFA, "BDFA, stored", "BDFA, generated", CDFA, "CBDFA, stored", "CBDFA, generated",
-            "HybridDFA, 4 groups", "HybridDFA, 4 groups, binary"; by default all that fit.
+        rules: As a list, '["BP", "DFA"]', of BP, FA, DFA, "BDFA, stored", "BDFA, generated", CDFA, "CBDFA, stored",
+            "CBDFA, generated", "HybridDFA, 4 groups", "HybridDFA, 4 groups, binary"; by default all that fit.
         chip: bdfa-65nm, bp-65nm, edge-45nm, or a YAML file.
         batch: Samples; by default the example's own. A network by package.module:function brings its own.
         out: Folder of the results.

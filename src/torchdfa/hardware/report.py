@@ -20,8 +20,8 @@ from torchdfa.hardware.rows import Check, Crosschecked, Measured, Stepped, Synth
 from torchdfa.hardware.step import PHASES
 
 _STREAMS = {
-    "uniform": "errors and weights of 16 random bits",
-    "laplace": "errors and weights of a Laplace distribution, 24 scales in 16 bits",
+    "uniform": "errors and weights of random bits",
+    "laplace": "errors and weights of a Laplace distribution, 24 scales in their bits",
     "recorded-output": "the output's errors of a training step, held while a layer's features pass; K terms are used",
     "recorded-hidden": "a hidden layer's errors of that step, feature by feature: errors, feedback change each cycle",
     "recorded-hidden-held": "the same with a block of errors held while features pass",
@@ -181,7 +181,9 @@ def _power(
     written.append(path)
     yield f"![Picojoules a term of every core and stream]({path.name})"
     yield ""
-    yield f"Dynamic energy, pJ a term that carries something; {how}, in brackets without delays. Streams:"
+    size = nominal[0].size
+    yield f"Cores: {size}. Dynamic energy, pJ a term that carries something; {how}, in brackets without delays."
+    yield "Streams:"
     yield ""
     streams = list(dict.fromkeys(m.stream for m in nominal))
     yield from (f"- `{s}`: {_STREAMS.get(s, '')}" for s in streams)
@@ -259,7 +261,7 @@ def _power(
     yield from markdown(("feedback", "memory", "samples a fetch", "pJ a term"), lines)
     yield from (
         "",
-        "A fetch serves the samples of a batch. A core's lanes share a generated sign; the one measured has one lane.",
+        f"A fetch serves the samples of a batch. A core's lanes share a generated sign; the one measured: {size}.",
         "",
     )
 
@@ -311,9 +313,9 @@ def _step(folder: Path, chip: str, stepped: Sequence[Stepped], written: list[Pat
         yield _shares(own) if base.rule == "BP" else f"Saved, and time: against {base.rule}; BP was not run."
         yield ""
     yield (
-        "Time: cycles a step relative to BP's, the units one after the other; pipelined: each unit goes on as soon as "
-        "what it needs is there, BP's as well. Feedback generated or not, DFA changes the error phase and nothing "
-        "else: forward pass, weight gradients and updates stay."
+        "MACs: without the multiplications of the update. Time: cycles a step relative to BP's, the units one after "
+        "the other; pipelined: each unit goes on as soon as what it needs is there, BP's as well. Feedback generated "
+        "or not, DFA changes the error phase and nothing else: forward pass, weight gradients and updates stay."
     )
     yield ""
 

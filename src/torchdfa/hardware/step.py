@@ -3,8 +3,9 @@
 Each phase of a layer is a matrix product ``out (M, N) = a (M, K) · b (K, N)``. Weights lie in DRAM. Activations do
 unless all the step's fit half the on-chip memory; an error does, unless it fits by itself. From DRAM an operand comes
 once, or, where neither fits half the on-chip memory, as often as the best of three orders needs. From the on-chip
-memory the MAC array reads a word a row and a word a column each cycle. Energies are those of the chip's description;
-DRAM's are given low, middle and high. Activation functions, norms and the loss are not counted.
+memory the MAC array reads a word a busy row and a busy column each cycle, the direct error propagation core its lanes'
+errors: once where a lane's registers hold them all, else again for each feature. Energies are those of the chip's
+description; DRAM's are given low, middle and high. Activation functions, norms and the loss are not counted.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -90,6 +91,7 @@ class StepCost:
         costs: By layer and phase.
         period: Cycles from step to step, the units one after the other.
         pipelined: The same where each unit goes on as soon as what it needs is there.
+        notes: What of the model or the rule is not counted.
     """
 
     chip: Chip
@@ -98,6 +100,7 @@ class StepCost:
     costs: tuple[Cost, ...]
     period: float
     pipelined: float
+    notes: tuple[str, ...] = ()
 
     def total(self, name: str, phases: Iterable[Phase] = PHASES) -> float:
         """Return a field of the costs, added up over phases."""
@@ -124,7 +127,9 @@ class StepCost:
         ms = self.pipelined / self.chip.megahertz / 1e3
         return (
             f"{align(lines, left=3)}\npipelined: {self.pipelined:,.0f} cycles a step, {faster:.2f} × as fast; "
-            f"{ms:.3g} ms at {self.chip.megahertz:g} MHz"
+            f"{ms:.3g} ms at {self.chip.megahertz:g} MHz\n"
+            f"MACs: of the total {self.total('macs', ['update']):,.0f} are multiplications of the update"
+            + "".join(f"\n{note}" for note in self.notes)
         )
 
 
@@ -148,20 +153,29 @@ def step(
     (75776, 10240)
 
     Args:
-        model: Any network whose work is in Linear and convolution layers; others' operations are not counted.
+        model: Any network whose work is in Linear and convolution layers; others' operations are not counted, the
+            result's notes name those with weights.
         rule: As :func:`torchdfa.convert` takes it; None: the model is converted already, or plain (BP).
         batch: An input, (N, ...), of which only the shape matters.
         chip: A name of :func:`torchdfa.hardware.chip.chips`, a YAML file, or a chip.
         stored: Whether binary feedback comes from memory; by default where it is packed, not where it is seeded.
 
     Raises:
-        ValueError: The model can't be converted so, or has no layer whose cost is known; the chip is unknown.
+        ValueError: The model can't be converted so, can't run on the batch, or has no layer whose cost is known; the
+            chip is unknown.
     """
     chip = chip if isinstance(chip, Chip) else load_chip(chip)
+    if not batch.dim() or not len(batch):
+        raise ValueError(f"step: batch has shape {tuple(batch.shape)}, expected (N, ...) with at least one sample.")
     model = copy.deepcopy(model)
-    if rule is not None:
-        torchdfa.convert(model, rule, example=batch[:1])
-    layers, sent = _calls(model, batch)
+    try:
+        if rule is not None:
+            torchdfa.convert(model, rule, example=batch[:1])
+        layers, sent = _calls(model, batch)
+    except RuntimeError as error:
+        raise ValueError(
+            f"step: {type(model).__name__} doesn't run on a batch of shape {tuple(batch.shape)}: {error}"
+        ) from error
     if not layers:
         raise ValueError(f"step: {type(model).__name__} has no Linear or convolution layer, whose cost is counted.")
     places = _Places(chip, layers)
@@ -172,14 +186,40 @@ def step(
             cost = _product(chip, layer.call, "error", places.transposed(layer))
             # Feedback alignment does what the transposed weights would, with weights of its own.
             costs.append(replace(cost, feedback_bytes=places.weights(layer)) if layer.local else cost)
-        costs += [_direct(places, s, stored) for s in sent if s.place == place]
+        if layer.teaches:
+            costs.append(_product(chip, f"{layer.call}.feedback", "gradient", places.gradient(layer)))
+            if layer.first:
+                costs.append(_update(chip, f"{layer.name}.feedback", layer.inner * layer.outputs))
+        for s in (s for s in sent if s.place == place):
+            costs.append(_direct(places, s, stored))
+            if _teaches(s.feedback):
+                costs.append(_product(chip, f"{s.call}.feedback", "gradient", places.taught(s)))
+                if s.call == s.name:
+                    costs.append(_update(chip, f"{s.name}.feedback", s.feedback.kept))
         if layer.learns:
             costs.append(_product(chip, layer.call, "gradient", places.gradient(layer)))
             if layer.first:
-                costs.append(_update(chip, layer))
+                costs.append(_update(chip, layer.name, layer.inner * layer.outputs))
     serial = sum(c.cycles for c in costs)
     name = type(rule).__name__ if isinstance(rule, Rule) else ("as converted" if is_converted(model) else "BP")
-    return StepCost(chip, name, len(batch), tuple(costs), serial, period(*_tasks(costs, layers, sent)))
+    pipelined = period(*_tasks(costs, layers, sent))
+    return StepCost(chip, name, len(batch), tuple(costs), serial, pipelined, tuple(_notes(model, layers)))
+
+
+def _notes(model: nn.Module, layers: list[_Layer]) -> Iterator[str]:
+    """Yield what is not counted: modules with weights, of two dimensions or more, and the weight mirror's own phase."""
+    counted = {layer.name for layer in layers}
+    left = [
+        f"{name or 'the model'} ({type(module).__name__})"
+        for name, module in model.named_modules()
+        if not isinstance(module, Feedback)
+        and not any(name == c or name.startswith(f"{c}.") for c in counted)
+        and any(p.dim() > 1 for p in module.parameters(recurse=False))
+    ]
+    if left:
+        yield f"Not counted: {', '.join(left)}."
+    if is_converted(model) and any(isinstance(r, torchdfa.WeightMirror) for r in conversion_of(model).rules.values()):
+        yield "Not counted: the mirror phase of WeightMirror, torchdfa.mirror, which runs between steps."
 
 
 @dataclass(frozen=True)
@@ -194,6 +234,7 @@ class _Layer:
     learns: bool
     sends: bool  # whether an error goes from its output to its input
     local: bool  # by feedback in place of its transposed weights
+    teaches: bool  # whether that feedback learns
 
     @property
     def first(self) -> bool:
@@ -204,7 +245,8 @@ class _Layer:
 class _Sent:
     """An error that feedback carries from a module's output to an input inside it."""
 
-    call: str  # of what is cut at its input
+    name: str  # of what is cut at its input
+    call: str  # its name; with a number from its second call on
     feedback: Feedback
     products: int
     output_size: int  # elements
@@ -227,6 +269,11 @@ class _Gemm:
     @property
     def macs(self) -> float:
         return float(self.m) * self.k * self.n * self.groups
+
+
+def _teaches(feedback: nn.Module | None) -> bool:
+    """Return whether a feedback is learnt: a parameter, which the optimizer updates."""
+    return isinstance(feedback, Feedback) and feedback.learns and any(p.requires_grad for p in feedback.parameters())
 
 
 def _calls(model: nn.Module, batch: Tensor) -> tuple[list[_Layer], list[_Sent]]:
@@ -270,6 +317,7 @@ def _calls(model: nn.Module, batch: Tensor) -> tuple[list[_Layer], list[_Sent]]:
                 learns=weight.requires_grad,
                 sends=x.requires_grad or own,
                 local=own,
+                teaches=own and _teaches(module._modules.get("feedback")),
             )
         )
 
@@ -281,7 +329,7 @@ def _calls(model: nn.Module, batch: Tensor) -> tuple[list[_Layer], list[_Sent]]:
             place = begun[name].pop(0)
             call = layers[place].call if layers[place].name == name else numbered(name)
             products = feedback.products(output.shape, h.shape)
-            sent.append(_Sent(call, feedback, products, output.numel(), h.numel(), place, len(layers) - 1))
+            sent.append(_Sent(name, call, feedback, products, output.numel(), h.numel(), place, len(layers) - 1))
         return output
 
     with ExitStack() as stack:
@@ -342,6 +390,12 @@ class _Places:
         a, b = self.error(layer.rows * layer.outputs), self.activation(layer)
         return _Gemm(m, layer.rows, layer.inner, layer.groups, a, b, 0.0, 0.0)
 
+    def taught(self, sent: _Sent) -> _Gemm:
+        """Return the gradient of dense feedback: the error at the output times the activation that was cut."""
+        feedback, samples = sent.feedback, sent.hidden_size // sent.feedback.features
+        b = 0.0 if self.kept else sent.hidden_size * self.chip.bytes["activation"]
+        return _Gemm(feedback.errors, samples, feedback.features, 1, self.error(sent.output_size), b, 0.0, 0.0)
+
 
 def dram_bytes(a: float, b: float, out: float, result: float, memory: float) -> float:
     """Return the bytes that a product moves: the best of holding pieces of either operand, or of the result, on chip.
@@ -372,9 +426,11 @@ def product_cost(chip: Chip, m: int, k: int, n: int) -> Cost:
 def _product(chip: Chip, layer: str, phase: Phase, g: _Gemm) -> Cost:
     size = chip.bytes["weight"]
     dram = dram_bytes(g.a, g.b, g.out, _SUM_BYTES * g.m * g.n * g.groups, chip.sram_bytes / 2)
-    # A word a row and a word a column each cycle; results once; what comes from DRAM is written on chip first.
-    sram = g.macs * size * (1 / chip.columns + 1 / chip.rows) + g.written + dram
-    cycles = g.groups * math.ceil(g.m / chip.columns) * math.ceil(g.n / chip.rows) * g.k
+    across, down = math.ceil(g.m / chip.columns), math.ceil(g.n / chip.rows)
+    # A word a row and a word a column each cycle, of those that have work: either operand once for each pass over the
+    # other. Results once; what comes from DRAM is written on chip first.
+    sram = size * g.groups * g.k * (g.m * down + g.n * across) + g.written + dram
+    cycles = g.groups * across * down * g.k
     return Cost(
         layer=layer,
         phase=phase,
@@ -390,26 +446,33 @@ def _product(chip: Chip, layer: str, phase: Phase, g: _Gemm) -> Cost:
 
 
 def _direct(places: _Places, sent: _Sent, stored: bool | None) -> Cost:
-    """Return the cost of an error that feedback carries: each of its elements is a sum of the same number of terms."""
+    """Return the cost of an error that feedback carries: each of its elements is a sum of the same number of terms.
+
+    On the direct error propagation core, as its RTL is: a lane is a sample or a position and has registers for one
+    cycle's terms and one accumulator; features pass one after the other, as the generator makes their signs. Errors
+    that fit the registers are read once. More of them pass block by block for each feature, and each lane reads its
+    own again for the next one. Signs are shared by the lanes.
+    """
     chip, size, feedback = places.chip, places.chip.bytes, sent.feedback
     convolution = feedback.geometry if isinstance(feedback, ConvFeedback) else None
     rows, terms = sent.hidden_size // feedback.features, sent.products / sent.hidden_size
-    error, written = sent.output_size * size["error"], sent.hidden_size * size["error"]
+    written = sent.hidden_size * size["error"]
     given, out = places.error(sent.output_size), places.error(sent.hidden_size)
     if feedback.binary:
         from_memory = not isinstance(feedback, SeededFeedback) if stored is None else stored
         fetched = feedback.kept / 8 if from_memory else 0.0
     else:
         from_memory, fetched = True, feedback.kept * size["feedback"]
+    groups = convolution.groups if convolution else 1
     if not feedback.binary or not chip.terms:  # on the MAC array; a sign takes a weight's place
-        groups = convolution.groups if convolution else 1
         gemm = _Gemm(rows, terms, feedback.features // groups, groups, given, fetched, out, written)
         return replace(_product(chip, sent.call, "error", gemm), feedback_bytes=fetched, direct=True)
     dram = fetched + given + out
     passes = math.ceil(rows / chip.lanes)
     generated = 0.0 if from_memory else passes * feedback.kept
-    # Errors are held at the core's inputs while a lane's features pass, a block of terms at a time.
-    sram = error + fetched * passes + written + dram
+    span = terms if convolution else feedback.errors  # what is kept of sparse feedback differs from feature to feature
+    words = rows * span * groups if span <= chip.terms else sent.products
+    sram = words * size["error"] + fetched * passes + written + dram
     cycles = passes * math.ceil(terms / chip.terms) * feedback.features
     return Cost(
         layer=sent.call,
@@ -428,11 +491,10 @@ def _direct(places: _Places, sent: _Sent, stored: bool | None) -> Cost:
     )
 
 
-def _update(chip: Chip, layer: _Layer) -> Cost:
-    weights = layer.inner * layer.outputs
+def _update(chip: Chip, name: str, weights: int) -> Cost:
     dram = weights * 2 * (chip.bytes["weight"] + chip.bytes["velocity"])
     return Cost(
-        layer=layer.name,
+        layer=name,
         phase="update",
         unit="update",
         macs=2.0 * weights,
@@ -467,6 +529,14 @@ def _tasks(costs: list[Cost], layers: list[_Layer], sent: list[_Sent]) -> tuple[
     at = f"forward {layers[-1].call}"
     outputs = [""] * len(layers)  # what the error at each layer's output waits for
     gradients: dict[str, list[str]] = {}
+    taught: dict[str, list[str]] = {}
+
+    def teach(call: str, name: str, after: str) -> None:
+        gradient, update = f"gradient {call}.feedback", f"update {name}.feedback"
+        tasks.append(Task(gradient, "mac", by[f"{call}.feedback", "gradient"].cycles, (after,)))
+        taught.setdefault(name, []).append(gradient)
+        repeats[f"error {call}"] = [update]
+
     for i, layer in reversed(list(enumerate(layers))):
         outputs[i] = at
         if layer.learns:
@@ -476,10 +546,18 @@ def _tasks(costs: list[Cost], layers: list[_Layer], sent: list[_Sent]) -> tuple[
             if layer.first:
                 update = by[layer.name, "update"].cycles
                 tasks.append(Task(f"update {layer.name}", "update", update, tuple(gradients[layer.name])))
+        if layer.teaches:
+            teach(layer.call, layer.name, at)
+        for s in sent:
+            if s.place == i and _teaches(s.feedback):
+                teach(s.call, s.name, outputs[s.source])
         errors = [(layer.call, i)] if layer.sends else []
         errors += [(s.call, s.source) for s in sent if s.place == i]
         for call, source in errors:
             error = by[call, "error"]
             tasks.append(Task(f"error {call}", error.unit, error.cycles, (outputs[source],)))
             at = f"error {call}"
+    for name, needed in taught.items():
+        update = by[f"{name}.feedback", "update"].cycles
+        tasks.append(Task(f"update {name}.feedback", "update", update, tuple(needed)))
     return tasks, repeats
