@@ -476,18 +476,19 @@ class OnlineHead:
         return self._layers[0].linear.weight
 
     def _features(self, x: Tensor | np.ndarray) -> Tensor:
-        x = torch.as_tensor(x)
-        if x.ndim > 2:
+        features = torch.as_tensor(x)
+        if features.ndim > 2:
             for flatten in self._flattens:
-                x = flatten(x)
-        if x.ndim == 1:
-            x = x.unsqueeze(0)
-        if x.ndim != 2 or x.shape[1] != self.sizes[0] or not len(x) or not x.is_floating_point():
+                features = flatten(features)
+        if features.ndim == 1:
+            features = features.unsqueeze(0)
+        wide = features.ndim == 2 and features.shape[1] == self.sizes[0]
+        if not (wide and len(features) and features.is_floating_point()):
             raise ValueError(
-                f"features of shape {tuple(x.shape)} and type {x.dtype}, expected (N, {self.sizes[0]}) or "
+                f"features of shape {tuple(features.shape)} and type {features.dtype}, expected (N, {self.sizes[0]}) or "
                 f"({self.sizes[0]},), N at least 1, of a floating-point type."
             )
-        return x.detach().to(self._weight)
+        return features.detach().to(self._weight)
 
     def _check_feedback(self) -> None:
         rules = conversion_of(self.net).rules.values() if is_converted(self.net) else ()
