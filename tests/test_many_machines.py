@@ -219,6 +219,7 @@ def test_two_runs_on_one_folder(tmp_path):
     fit(replace(PLAIN, epochs=1), tmp_path, **OPTIONS)
 
 
-def test_angles_of_divided_layers_are_refused():
+@pytest.mark.parametrize("settings", [{"alignment": 1}, {"refresh": 1}, {"rule": dfa.WeightMirror()}], ids=str)
+def test_what_needs_whole_layers_is_refused_where_they_are_divided(settings):
     with pytest.raises(TrainingError, match="fsdp"):
-        Run(replace(PLAIN, alignment=1), None, None, True)  # type: ignore[arg-type]
+        Run(replace(PLAIN, **settings), None, None, True)  # type: ignore[arg-type]
