@@ -163,6 +163,18 @@ def test_terms_that_carry_something_by_hand(recording):
     assert streams.uniform(SMALL, 4, 2, np.random.default_rng(0)).terms == 4
 
 
+def test_narrow_errors_are_rounded_as_the_model_rounds(recording):
+    p = Parameters(terms=4, width=8)
+    narrow, wide = (streams.recorded(recording, replace(p, width=w), 6, 2, "hidden").errors for w in (8, 16))
+    np.testing.assert_array_equal(narrow, rescale(wide, 8, 8))
+    assert (narrow != wide >> 8).any()
+    rng = np.random.default_rng
+    laplace, wide = (streams.laplace(replace(p, width=w), 64, 8, rng(0)).errors for w in (8, 16))
+    np.testing.assert_array_equal(laplace, rescale(wide, 8, 8))
+    corners = streams.corners(p, 64, 8, rng(0))
+    assert set(np.unique(corners.errors)) == {-128, -1, 0, 1, 127} and {-1, 1} <= set(np.unique(corners.weights))
+
+
 @pytest.mark.parametrize("cycles", [1, 0, -3])
 def test_too_few_cycles_are_refused(cycles, recording):
     rng = np.random.default_rng(0)

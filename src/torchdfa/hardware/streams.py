@@ -17,7 +17,7 @@ from torchdfa.data.errors import DataError
 from torchdfa.feedback.binary import SeededFeedback
 from torchdfa.feedback.lfsr import seed_of
 from torchdfa.hardware.designs import Parameters
-from torchdfa.hardware.model.fixed import Format, Integers, quantize
+from torchdfa.hardware.model.fixed import Format, Integers, quantize, rescale
 from torchdfa.hardware.settings import demand
 from torchdfa.hardware.vectors import Operands, demand_cycles, generated
 
@@ -203,7 +203,8 @@ def corners(p: Parameters, cycles: int, streams: int, rng: np.random.Generator, 
         ValueError: There are fewer than two cycles, or no stream.
     """
     demand_cycles(cycles, streams)
-    ends = np.array([-(2**15), 2**15 - 1, 0, 1, -1])
+    one = 2 ** (16 - p.width)  # of an error that is narrower than 16 bits
+    ends = np.array(list(dict.fromkeys((-(2**15), 2**15 - 1, 0, 1, -1, one, -one))))
     operands = _synthetic("corners", p, p.blocks + cycles, streams, rng, lambda shape: rng.choice(ends, shape))
     upward = np.arange(streams)[:, None] % 2 == 0
     # The lowest error negated is the highest term, and beside the lowest weight the highest product.
@@ -238,7 +239,7 @@ def recorded(
     features = weight.shape[1]
     blocks = -(-k // p.terms)
     padding = blocks * p.terms - k
-    error = np.pad(error >> (16 - p.width), ((0, 0), (0, padding))).reshape(n, blocks, p.terms)
+    error = np.pad(rescale(error, 16 - p.width, p.width), ((0, 0), (0, padding))).reshape(n, blocks, p.terms)
     weight = np.pad(weight, ((0, padding), (0, 0))).reshape(blocks, p.terms, features)
     generator = np.random.default_rng(recording.key & 0xFFFF)
     signs = generator.random(weight.shape) < 0.5
@@ -275,7 +276,7 @@ def _synthetic(
     draw: Callable[[tuple[int, ...]], Integers],
 ) -> Operands:
     demand_cycles(cycles, streams)
-    errors = draw((cycles, streams, p.lanes, p.terms)) >> (16 - p.width)
+    errors = rescale(draw((cycles, streams, p.lanes, p.terms)), 16 - p.width, p.width)
     weights = draw((cycles, streams, p.terms))
     return Operands(
         name,
