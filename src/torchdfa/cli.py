@@ -44,7 +44,7 @@ _EPILOG = """examples:
   torchdfa train --data tiny-shakespeare --model GPT --rule HybridDFA --optimizer adam --lr 2e-3
   torchdfa train --resume runs/cdfa
   torchdfa bench ops
-  torchdfa track video.mp4 --box 160,83,56,65 --out results
+  torchdfa track video.mp4 --box 159,82,56,65 --out results
 """
 
 

@@ -485,8 +485,8 @@ class OnlineHead:
         wide = features.ndim == 2 and features.shape[1] == self.sizes[0]
         if not (wide and len(features) and features.is_floating_point()):
             raise ValueError(
-                f"features of shape {tuple(features.shape)} and type {features.dtype}, expected (N, {self.sizes[0]}) or "
-                f"({self.sizes[0]},), N at least 1, of a floating-point type."
+                f"features of shape {tuple(features.shape)} and type {features.dtype}, expected (N, {self.sizes[0]}) "
+                f"or ({self.sizes[0]},), N at least 1, of a floating-point type."
             )
         return features.detach().to(self._weight)
 
