@@ -887,23 +887,6 @@ def test_a_model_is_reverted_though_a_layer_at_rest_was_replaced():
     assert model[0].weight.requires_grad and model[4]._modules.get("feedback") is None
 
 
-def test_each_pattern_has_a_chained_trunk_of_its_own():
-    class Heads(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.trunk, self.a, self.b = nn.Linear(4, 8), mlp(8, 8, 8, 3), mlp(8, 8, 8, 3)
-
-        def forward(self, x):
-            h = torch.tanh(self.trunk(x))
-            return self.a(h) + self.b(h)
-
-    model = dfa.convert(
-        Heads(), {"a.*": dfa.CDFA(trunk="chain"), "b.*": dfa.CDFA(trunk="chain")}, example=torch.randn(2, 4)
-    )
-    cut = [name for name, module in model.named_modules() if "feedback" in module._modules]
-    assert cut == ["a.2", "a.4", "b.2", "b.4"]
-
-
 @pytest.mark.parametrize("error", [UnicodeDecodeError("utf-8", b"a", 0, 1, "no"), ValueError("no")])
 def test_whatever_a_model_raises_on_its_example_is_handed_on(error):
     class Failing(nn.Module):

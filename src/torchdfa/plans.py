@@ -121,7 +121,7 @@ def make_plans(
     structure = read_structure(model, output, example, local=not any(r.wide for r in active), also=entered)
     if isinstance(output, (str, int)) and not structure.end:
         structure = replace(structure, parts={output: structure})  # one part is served as several are
-    plans = [*_plan_layers(model, rule, rules, structure), *_plan_parts(model, rules, parts, structure, example)]
+    plans = [*_plan_layers(model, rules, structure), *_plan_parts(model, rules, parts, structure, example)]
     if not plans:
         raise ValueError(
             f"{_shown(rule)} cuts nothing in {type(model).__name__}: none of its layers lies above another one with "
@@ -132,14 +132,12 @@ def make_plans(
         if any(b.is_floating_point() and not b.is_meta and not b.isfinite().all() for b in plan.feedback.buffers()):
             raise ValueError(
                 f"the feedback of {plan.name!r} is not finite: its size, or all of it, is made of the weights from "
-                "there to the output, of which some are NaN or infinite."
+                "there to the output, of which some are NaN or infinite, or times `scale` exceed their type."
             )
     return plans
 
 
-def _plan_layers(
-    model: nn.Module, given: Rule | Mapping[str, Rule], rules: Mapping[str, Rule], structure: Structure
-) -> list[Plan]:
+def _plan_layers(model: nn.Module, rules: Mapping[str, Rule], structure: Structure) -> list[Plan]:
     """Make the feedback of every layer to cut under the rules that know layers, not modules."""
     modules = dict(model.named_modules())
     wanted = {n: r for n, r in rules.items() if not isinstance(r, BP) and not r.freezes and not r.modular}
@@ -157,14 +155,13 @@ def _plan_layers(
             f"around it, as in nn.MultiheadAttention), so it can't be cut. Give it the rule BP: {{{bp}, ...}}.{hint}"
         )
     plans: list[Plan] = []
-    spared: set[str] = set()
+    spared: set[Rule] = set()
     for name in structure.order:
         rule = wanted.get(name)
         if rule is None:
             continue
-        pattern = "*" if isinstance(given, Rule) else next(p for p in given if _matches(name, p))
-        if rule.spares_first and pattern not in spared:
-            spared.add(pattern)
+        if rule.spares_first and rule not in spared:
+            spared.add(rule)
             continue
         if name not in structure.fed or not (rule.local or name in structure.leading):
             continue

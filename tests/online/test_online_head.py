@@ -269,7 +269,8 @@ def test_one_long_sample_does_not_hide_a_short_one():
 
 
 def test_a_gradient_whose_norm_is_not_finite_is_refused():
-    head = OnlineHead((6, 9, 4), rule=dfa.DFA(scale=1e6), lr=0.1, momentum=0.9, clip=1.0, dtype=torch.float16)
+    settings = {"momentum": 0.9, "clip": 1.0, "class_weights": [1e3] * 4, "dtype": torch.float16}
+    head = OnlineHead((6, 9, 4), rule=dfa.DFA(scale=1e3), lr=0.1, **settings)
     before = {k: v.clone() for k, v in head.state_dict().items()}
     with pytest.raises(NonFiniteLossError, match=r"norm is (inf|nan), .* nothing was updated"):
         head.step(torch.ones(6), 1)
