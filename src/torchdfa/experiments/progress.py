@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torchdfa.experiments.results import Cell
-from torchdfa.training.logs import on_terminal
+from torchdfa.terminal import on_terminal
 
 
 class Watch:

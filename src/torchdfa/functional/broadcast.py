@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Function
 
 from torchdfa.feedback.base import Feedback
@@ -44,8 +44,12 @@ def broadcast(output: Tensor, feedbacks: Sequence[Feedback], hidden: Sequence[Te
     return result
 
 
-def _entries(feedbacks: Sequence[Feedback]) -> list[Tensor]:
-    return [entries for feedback in feedbacks for entries in feedback.buffers()]
+def _entries(modules: Iterable[nn.Module | None]) -> Iterator[Tensor | None]:
+    # Module.buffers() takes several times as long, and this runs in every step.
+    for module in modules:
+        if module is not None:
+            yield from module._buffers.values()
+            yield from _entries(module._modules.values())
 
 
 class _Broadcast(Function):
@@ -66,7 +70,7 @@ class _Broadcast(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _, ctx.feedbacks, ctx.receivers, ctx.reads, *tensors = inputs
         ctx.tensors = [(t.shape, t.dtype) for t in tensors]
-        ctx.entries = None if torch.compiler.is_compiling() else _entries(ctx.feedbacks)
+        ctx.entries = None if torch.compiler.is_compiling() else list(_entries(ctx.feedbacks))
         ctx.kept = sorted({i for read in ctx.reads for i in read})
         ctx.save_for_backward(*(tensors[i] for i in ctx.kept))
 

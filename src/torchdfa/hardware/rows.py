@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_type_hints
 
-from torchdfa.files import write_csv
+from torchdfa.files import write_rows
 
 Row = TypeVar("Row")
 
@@ -206,10 +206,8 @@ class Crosschecked:
 
 def write(path: Path, kind: type[Row], rows: Iterable[Row]) -> None:
     """Write rows as CSV, all at once."""
-    plain = (asdict(row) for row in rows)  # type: ignore[call-overload]
-    shown = ({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in plain)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_csv(path, [f.name for f in fields(kind)], shown)  # type: ignore[arg-type]
+    write_rows(path, kind, rows)
 
 
 def read(path: Path, kind: type[Row]) -> list[Row]:

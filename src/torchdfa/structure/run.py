@@ -94,6 +94,8 @@ def run_structure(
         value = demand_tensor(output)
         nodes = _nodes(value)
         there = {name: [node in nodes or blind for _, node, blind in calls] for name, calls in seen.items()}
+        if type(value.grad_fn).__name__.startswith(("Softmax", "LogSoftmax")):
+            raise ValueError(behind_softmax())
         with _still(model):
             astray = moved_samples(received, value)
         for name, led in there.items():
@@ -102,8 +104,6 @@ def run_structure(
                     f"of its {len(led)} calls in a forward {led.count(False)} don't lead to the output, whose error "
                     "all of them would get. Convert the module that is called several times by itself"
                 )
-        if type(value.grad_fn).__name__.startswith(("Softmax", "LogSoftmax")):
-            raise ValueError(behind_softmax())
         return replace(
             structure,
             leading=frozenset(name for name, led in there.items() if any(led)),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from torchdfa.data.errors import DataError
+from torchdfa.terminal import on_terminal
 from torchdfa.tracking.boxes import check_box
 from torchdfa.tracking.display import Window, draw_box, pick_box
 from torchdfa.tracking.frames import FrameError
@@ -228,10 +229,8 @@ def progress_bar(shown: bool, total: int) -> Iterator[Any]:
     if not shown:
         yield lambda text, frames: None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-    console = Console(file=sys.stderr)
     columns = (
         BarColumn(),
         MofNCompleteColumn(),
@@ -239,6 +238,6 @@ def progress_bar(shown: bool, total: int) -> Iterator[Any]:
         TimeRemainingColumn(),
         TextColumn("{task.description}"),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with on_terminal(*columns) as progress:
         task = progress.add_task("learning the target", total=None if total == sys.maxsize else total)
         yield lambda text, frames: progress.update(task, advance=frames, description=text)

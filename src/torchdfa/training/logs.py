@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from torchdfa.files import write_rows
+from torchdfa.terminal import on_terminal
 
 
 @dataclass(frozen=True)
@@ -135,14 +135,3 @@ def bar(shown: bool, total: int, done: int, unit: str = "images") -> Iterator[Ba
     columns += [TextColumn("{task.fields[" + name + "]}") for name in ("loss", "top1", "speed")]
     with on_terminal(*columns, TimeRemainingColumn()) as progress:
         yield Bar(progress, total, done, unit)
-
-
-@contextmanager
-def on_terminal(*columns: Any) -> Iterator[Any]:
-    """Show rich's progress of these columns on standard error while the context lasts; nothing if it is no terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(file=sys.stderr)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        yield progress
