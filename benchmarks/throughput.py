@@ -49,7 +49,7 @@ def main() -> None:
 def torchdfa_train(train: ImageSet) -> float:
     """Train two epochs with torchdfa; return the CPU seconds of the second, a short evaluation included."""
     ends: list[float] = []
-    config = TrainConfig(model=VGG16(), epochs=2, lr=1e-3)
+    config = TrainConfig(model=VGG16(), epochs=2, lr=1e-3, clip=None)
     data = Dataset("random", train, train.take(range(10)))
     fit(config, dataset=data, progress=False, accelerator="cpu", on_epoch=lambda _: ends.append(time.process_time()))
     return ends[1] - ends[0]

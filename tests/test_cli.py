@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 import torchdfa as dfa
 from torchdfa import cli
-from torchdfa.experiments import CompareConfig
+from torchdfa.experiments import METHODS, CompareConfig
 from torchdfa.models import MLP, VGG16, SmallConv
 from torchdfa.training import TrainConfig, to_dict
 
@@ -90,6 +90,11 @@ def test_help_names_every_option(call, arguments, expected):
     status, out, err = call(*arguments, "--help")
     assert status == 0 and err == ""
     assert {name for name in expected if name not in out} == set()
+
+
+def test_help_of_compare_names_every_method(call):
+    text = re.sub(r"\s+", " ", call("compare", "--help")[1])
+    assert f"methods: {', '.join(METHODS)}" in text
 
 
 def test_every_option_is_explained(call):
@@ -294,7 +299,7 @@ def test_null_is_no_setting(call, tmp_path, command, settings, expected):
 
 def test_null_is_a_setting_where_it_means_something(parsed, tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({"clip": None, "train_size": None}))
-    assert parsed("train", "--config", str(tmp_path / "run.json"))[0] == TrainConfig()
+    assert parsed("train", "--config", str(tmp_path / "run.json"))[0] == TrainConfig(clip=None)
 
 
 @pytest.mark.parametrize("missing", ["jsonargparse", "sklearn.datasets"])

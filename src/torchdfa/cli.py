@@ -8,6 +8,7 @@ import json
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -25,6 +26,9 @@ _COMPARE = (
     "Train the same network by several methods, each at the best of a few learning rates, and write a table, curves "
     "and a CSV. Without options: handwritten digits, five methods, three seeds, in a minute or two."
 )
+_COMPARE_EPILOG = """example:
+  torchdfa compare --data cifar10 --methods '["BP", "DFA", "CBDFA (9)"]' --lrs '[0.01, 0.03]'
+"""
 _PRINT = "Print the configuration, as --config reads it, and exit."
 _REPRODUCE = (
     "Run an experiment of the papers, every method tuned alike, and write its page. Runs that are finished are not run "
@@ -74,7 +78,7 @@ def _run(arguments: list[str]) -> int:
     from jsonargparse import set_parsing_settings
 
     from torchdfa.arguments import demand_set, formatter
-    from torchdfa.experiments import EXPERIMENTS, CellError, CompareConfig, ReproduceConfig
+    from torchdfa.experiments import EXPERIMENTS, METHODS, CellError, CompareConfig, ReproduceConfig
     from torchdfa.language import LanguageModel
     from torchdfa.models import Network
     from torchdfa.ops.bench import BenchConfig
@@ -115,7 +119,8 @@ def _run(arguments: list[str]) -> int:
     train.add_argument("--print_config", action="store_true", help=_PRINT)
     commands.add_subcommand("train", train, help=_TRAIN)
 
-    compare = ArgumentParser(description=_COMPARE, print_config=None)
+    known = textwrap.fill("methods: " + ", ".join(METHODS), 78, subsequent_indent="  ")
+    compare = ArgumentParser(description=_COMPARE, epilog=f"{_COMPARE_EPILOG}\n{known}", print_config=None)
     compare.add_argument("--config", action="config", help="Read options from a YAML or JSON file.")
     compare.add_class_arguments(CompareConfig)
     compare.add_argument(

@@ -430,6 +430,7 @@ def test_settings_out_of_range_are_refused():
         ({"clip": 0.0}, "clip=0.0"),
         ({"class_weights": (1.0, 2.0)}, "class_weights"),
         ({"class_weights": (1.0, 2.0, -1.0, 0.0)}, "class_weights"),
+        ({"class_weights": (1.0, float("inf"), 1.0, 0.0)}, "class_weights"),
         ({"activation": "gelu"}, "activation='gelu'"),
         ({"dropout": 1.0}, "dropout=1.0"),
         ({"rule": dfa.DFA(), "net": (3, 2)}, "cuts nothing"),

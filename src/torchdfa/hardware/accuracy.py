@@ -109,6 +109,7 @@ def examples(config: AccuracyConfig) -> Examples:
             train_size=config.train_size,
             model=VGG16(width=0.25),
             epochs=config.trunk_epochs,
+            clip=None,
         )
         trunk = fit(recipe, dataset=data, progress=False).model.features.float().eval()  # type: ignore[union-attr]
         train = subset(data.train, config.train_size, recipe.seed)

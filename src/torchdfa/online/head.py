@@ -200,8 +200,8 @@ class OnlineHead:
     def class_weights(self, value: Tensor | np.ndarray | Sequence[float] | None) -> None:
         weights = None if value is None else torch.as_tensor(value).to(self._weight)
         if weights is not None:
-            right = weights.shape == (self.sizes[-1],) and bool((weights >= 0).all())
-            self._demand("class_weights", value, right, f"{self.sizes[-1]} numbers of 0 or more, one a class")
+            right = weights.shape == (self.sizes[-1],) and bool(((weights >= 0) & weights.isfinite()).all())
+            self._demand("class_weights", value, right, f"{self.sizes[-1]} finite numbers of 0 or more, one a class")
         self._class_weights = weights
 
     @property

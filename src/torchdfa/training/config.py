@@ -51,7 +51,8 @@ class TrainConfig:
         momentum: Of SGD.
         weight_decay: L2 penalty on all parameters.
         schedule: Course of the learning rate over the steps.
-        clip: Largest norm of the whole gradient; longer ones are shortened to it.
+        clip: Largest norm of the whole gradient; longer ones are shortened to it; none: no limit. Without one,
+            direct feedback diverges in wide networks at learning rates that back-propagation bears.
         seed: Of initial weights, data order, augmentation, dropout, subset and split. A rule's own seed is apart.
         precision: "auto" is bf16-mixed where the processor has bf16 arithmetic and the network convolutions, else
             32-true.
@@ -80,7 +81,7 @@ class TrainConfig:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     schedule: Schedule = "onecycle"
-    clip: float | None = None
+    clip: float | None = 1.0
     seed: int = 0
     precision: Precision = "auto"
     channels_last: bool | Literal["auto"] = "auto"

@@ -341,9 +341,10 @@ def _optimizer(config: TrainConfig, network: nn.Module, head: str) -> torch.opti
 
 
 def _diverged(config: TrainConfig, place: Place, loss: float, lr: float) -> str:
+    clip = "none" if config.clip is None else f"{config.clip:g}"
     return (
         f"the loss is {loss} in epoch {place.epoch + 1}, step {place.step + 1}, at learning rate {lr:.4g}: training "
-        f"has diverged. Try a smaller --lr (it is {config.lr:g}), or --clip 10."
+        f"has diverged. Try a smaller --lr (it is {config.lr:g}) or --clip (it is {clip})."
     )
 
 

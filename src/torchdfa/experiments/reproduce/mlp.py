@@ -52,6 +52,7 @@ def _line(
         optimizer="rmsprop",
         schedule="cosine",
         weight_decay=0.0,
+        clip=None,
     )
     dead = rule == "BP" and start == "zero"
     # From zeros back-propagation's gradients are exactly zero below the last layer: no learning rate changes that.
