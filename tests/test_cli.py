@@ -269,7 +269,7 @@ def test_resume_with_other_settings_is_refused(call, given, named):
     (["train", "--out", "a-file/run"], "a-file"),
     (["train", "--keep", "0"], "keep=0"),
     (["train", "--lr", "1e30", "--schedule", "constant"], "training has diverged"),
-    (["compare", "--methods", '["Magic"]'], "['Magic'] not among 'BP'"),
+    (["compare", "--methods", '["Magic"]'], "methods=('Magic',), expected one or more of 'BP'"),
     (["compare", "--lrs", "[0]"], "positive learning rates"),
     (["compare", "--data", "magic"], "'magic'; expected one of digits"),
     (["compare", "--epochs", "0"], "epochs=0, expected 1 or more"),

@@ -39,9 +39,16 @@ def test_gpt_sees_no_later_token():
     assert away(net(TOKENS)[:, 5:], net(other)[:, 5:]) > 0.01
     assert net(TOKENS[:, :3]).shape == (3, 3, 11)
     with pytest.raises(ValueError, match="width=10, expected a multiple of heads=4"):
-        GPT(width=10).build(5)
+        GPT(width=10)
     with pytest.raises(ValueError, match="the input has 9 tokens, expected at most context=8"):
         net(TOKENS.new_zeros(1, 9))
+
+
+@pytest.mark.parametrize("name, value", [("layers", 0), ("width", 0), ("dropout", 1.0), ("heads", 0), ("context", 0)])
+def test_wrong_sizes_are_refused(name, value):
+    for kind in (GPT, RecurrentLM) if hasattr(RecurrentLM(), name) else (GPT,):
+        with pytest.raises(ValueError, match=f"^{kind.__name__}: {name}={value}, expected "):
+            kind(**{name: value})
 
 
 def test_an_unknown_kind_of_layer_is_refused():

@@ -196,9 +196,20 @@ def test_the_smallest_images_of_a_resnet_end_as_one_pixel():
         (lambda: MLP(activation="gelu"), "MLP: activation='gelu', expected one of .*relu.*tanh.*sigmoid"),
         (lambda: MLP(init="ones"), "MLP: init='ones', expected one of .*he.*uniform.*zero"),
         (lambda: NoklandConv(init="he"), "NoklandConv: init='he', expected one of .*uniform.*zero"),
+        (lambda: NoklandConv(channels=(8, 0, 8)), r"NoklandConv: channels=\(8, 0, 8\), expected whole numbers"),
+        (lambda: MLP(hidden=(0,)), r"MLP: hidden=\(0,\), expected whole numbers of 1 or more"),
+        (lambda: MLP(dropout=1.0), "MLP: dropout=1.0, expected from 0 to below 1"),
+        (lambda: MLP(input_dropout=-0.1), "MLP: input_dropout=-0.1, expected from 0 to below 1"),
+        (lambda: VGG16(width=0), "VGG16: width=0, expected a positive number"),
+        (lambda: VGG16(head=(512, 0.5)), r"VGG16: head=\(512, 0.5\), expected whole numbers"),
+        (lambda: VGG16(head_dropout=1), "VGG16: head_dropout=1, expected from 0 to below 1"),
+        (lambda: ResNet(width=0), "ResNet: width=0, expected a whole number of 1 or more"),
+        (lambda: ResNet(blocks=(2, 0)), r"ResNet: blocks=\(2, 0\), expected whole numbers"),
+        (lambda: SmallConv(channels=(-1,)), r"SmallConv: channels=\(-1,\), expected whole numbers"),
+        (lambda: SmallConv(head=(0,)), r"SmallConv: head=\(0,\), expected whole numbers"),
     ],
 )
-def test_unknown_words_are_refused(make, expected):
+def test_wrong_settings_are_refused(make, expected):
     with pytest.raises(ValueError, match=f"^{expected}"):
         make()
 

@@ -574,7 +574,7 @@ def test_sparse_feedback_has_its_density():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"groups": 0}, "groups=0, expected a positive whole number"),
+        ({"groups": 0}, "groups=0, expected a whole number of 1 or more"),
         ({"groups": 2.0}, "groups=2.0"),
         ({"dilation": "wide"}, "dilation='wide'"),
         ({"dilation": 0}, "dilation=0"),

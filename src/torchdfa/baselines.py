@@ -23,6 +23,7 @@ from torchdfa.feedback.init import Site, magnitude, uniform
 from torchdfa.feedback.signs import Magnitudes
 from torchdfa.feedback.target import Output
 from torchdfa.rules import FeedbackRule
+from torchdfa.settings import demand, one_of
 from torchdfa.structure import CONVOLUTIONS
 
 Magnitude = Literal["uniform", "fixed", "batch"]
@@ -101,8 +102,7 @@ class SignSymmetry(FeedbackRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check("magnitude", get_args(Magnitude))
-        self._check("init", ("random",))
+        demand(self, magnitude=one_of(self.magnitude, get_args(Magnitude)), init=one_of(self.init, ("random",)))
 
     def feedback(self, site: Site) -> Feedback:
         """Make the magnitudes; the signs are read in every forward."""
@@ -136,7 +136,7 @@ class DRTP(FeedbackRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check("output", get_args(Output))
+        demand(self, output=one_of(self.output, get_args(Output)))
 
     def feedback(self, site: Site) -> Feedback:
         """Make ``B``, shape (K, H)."""

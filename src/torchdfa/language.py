@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from torchdfa.settings import demand, one_of, share, whole
+
 Kind = Literal["lstm", "gru", "rnn"]
 
 
@@ -61,8 +63,13 @@ class RecurrentLM(LanguageModel):
     stateful = True
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise ValueError(f"RecurrentLM: kind={self.kind!r}, expected one of {get_args(Kind)}.")
+        demand(
+            self,
+            kind=one_of(self.kind, get_args(Kind)),
+            layers=whole(self.layers),
+            width=whole(self.width),
+            dropout=share(self.dropout),
+        )
 
     def build(self, vocabulary: int) -> nn.Module:
         """Make the model: tokens (N, T), and a state or None, to logits (N, T, vocabulary) and the state."""
@@ -87,19 +94,18 @@ class GPT(LanguageModel):
     context: int = 128
     dropout: float = 0.0
 
+    def __post_init__(self) -> None:
+        sizes = {name: whole(getattr(self, name)) for name in ("layers", "heads", "width", "context")}
+        demand(self, **sizes, dropout=share(self.dropout))
+        demand(self, width=(self.width % self.heads == 0, f"a multiple of heads={self.heads}"))
+
     @property
     def longest(self) -> int:
         """Most tokens that the module takes."""
         return self.context
 
     def build(self, vocabulary: int) -> nn.Module:
-        """Make the model: tokens (N, T) to logits (N, T, vocabulary).
-
-        Raises:
-            ValueError: The width is no multiple of the heads.
-        """
-        if self.width % self.heads:
-            raise ValueError(f"GPT: width={self.width}, expected a multiple of heads={self.heads}.")
+        """Make the model: tokens (N, T) to logits (N, T, vocabulary)."""
         return _Transformer(self, vocabulary)
 
 

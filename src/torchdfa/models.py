@@ -12,10 +12,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import nn
+
+from torchdfa.settings import Check, demand, one_of, positive, share, whole
 
 Activation = Literal["relu", "tanh", "sigmoid"]
 Init = Literal["he", "uniform", "zero"]
@@ -62,8 +64,14 @@ class MLP(Network):
     init: Init = "he"
 
     def __post_init__(self) -> None:
-        _demand_one_of("MLP", "activation", self.activation, get_args(Activation))
-        _demand_one_of("MLP", "init", self.init, get_args(Init))
+        demand(
+            self,
+            hidden=_sizes(self.hidden),
+            activation=one_of(self.activation, get_args(Activation)),
+            input_dropout=share(self.input_dropout),
+            dropout=share(self.dropout),
+            init=one_of(self.init, get_args(Init)),
+        )
 
     def build(self, shape: tuple[int, int, int], classes: int) -> nn.Sequential:
         """Make the network; see :meth:`Network.build`."""
@@ -90,6 +98,9 @@ class VGG16(Network):
     head: tuple[int, ...] = (512, 512)
     head_norm: bool = False
     head_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        demand(self, width=positive(self.width), head=_sizes(self.head), head_dropout=share(self.head_dropout))
 
     def build(self, shape: tuple[int, int, int], classes: int) -> nn.Sequential:
         """Make the network; see :meth:`Network.build`. Images of 32 × 32 end as 1 × 1 maps."""
@@ -130,7 +141,12 @@ class NoklandConv(Network):
     init: Literal["uniform", "zero"] = "uniform"
 
     def __post_init__(self) -> None:
-        _demand_one_of("NoklandConv", "init", self.init, ("uniform", "zero"))
+        demand(
+            self,
+            channels=_sizes(self.channels),
+            head=_sizes(self.head),
+            init=one_of(self.init, ("uniform", "zero")),
+        )
 
     def build(self, shape: tuple[int, int, int], classes: int) -> nn.Sequential:
         """Make the network; see :meth:`Network.build`."""
@@ -187,6 +203,9 @@ class ResNet(Network):
     blocks: tuple[int, ...] = (3, 3, 3)
     width: int = 16
 
+    def __post_init__(self) -> None:
+        demand(self, blocks=_sizes(self.blocks), width=whole(self.width))
+
     def build(self, shape: tuple[int, int, int], classes: int) -> nn.Sequential:
         """Make the network; see :meth:`Network.build`."""
         _demand(shape, 2 ** (len(self.blocks) - 1), "ResNet")
@@ -216,6 +235,9 @@ class SmallConv(Network):
     channels: tuple[int, ...] = (16, 32)
     head: tuple[int, ...] = (128, 128)
     head_norm: bool = False
+
+    def __post_init__(self) -> None:
+        demand(self, channels=_sizes(self.channels), head=_sizes(self.head))
 
     def build(self, shape: tuple[int, int, int], classes: int) -> nn.Sequential:
         """Make the network; see :meth:`Network.build`."""
@@ -259,9 +281,8 @@ def _demand(shape: tuple[int, int, int], least: int, name: str) -> None:
         raise ValueError(f"{name} takes images of {least} × {least} and larger, got {shape[1]} × {shape[2]}.")
 
 
-def _demand_one_of(network: str, setting: str, found: Any, known: tuple[Any, ...]) -> None:
-    if found not in known:
-        raise ValueError(f"{network}: {setting}={found!r}, expected one of {known}.")
+def _sizes(found: tuple[int, ...]) -> Check:
+    return all(whole(width)[0] for width in found), "whole numbers of 1 or more"
 
 
 def _layers(network: nn.Module) -> list[nn.Linear | nn.Conv2d]:

@@ -29,6 +29,7 @@ from torchdfa.feedback.init import Site, magnitude, product, scaled, uniform
 from torchdfa.feedback.sparse import Blocks
 from torchdfa.feedback.time import Steps
 from torchdfa.rules import FeedbackRule
+from torchdfa.settings import demand, one_of, positive, whole
 from torchdfa.structure import LAYERS
 
 Source = Literal["module", "network"]
@@ -75,24 +76,19 @@ class ModuleRule(FeedbackRule):
         super().__post_init__()
         if isinstance(self.modules, list):  # as configuration files have it
             object.__setattr__(self, "modules", tuple(self.modules))
-        self._check("upsample", get_args(Upsample))
-        self._whole("groups")
-        if self.dilation != "matched":
-            self._whole("dilation")
-        if self.chunk is not None:
-            self._whole("chunk")
-        if isinstance(self.decay, bool) or not isinstance(self.decay, (int, float)) or not 0 < self.decay <= 1:
-            raise self._wrong("decay", "a number in (0, 1]")
-        if not 0 < self.density <= 1 or abs(1 / self.density - round(1 / self.density)) > 1e-3 * (1 / self.density):
-            raise self._wrong("density", "1 / n with a whole n: 1, 0.5, 0.333, 0.25 …")
-
-    def _whole(self, name: str) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise self._wrong(name, "a positive whole number")
-
-    def _wrong(self, name: str, expected: str) -> ValueError:
-        return ValueError(f"{type(self).__name__}: {name}={getattr(self, name)!r}, expected {expected}.")
+        dense = 0 < self.density <= 1 and abs(self.density * round(1 / self.density) - 1) <= 1e-3
+        demand(
+            self,
+            upsample=one_of(self.upsample, get_args(Upsample)),
+            groups=whole(self.groups),
+            dilation=(
+                self.dilation == "matched" or whole(self.dilation)[0],
+                "'matched' or a whole number of 1 or more",
+            ),
+            chunk=(self.chunk is None or whole(self.chunk)[0], "a whole number of 1 or more, or None"),
+            decay=(positive(self.decay)[0] and self.decay <= 1, "a number in (0, 1]"),
+            density=(dense, "1 / n with a whole n: 1, 0.5, 0.333, 0.25 …"),
+        )
 
     @property
     def patterns(self) -> tuple[str, ...] | None:
@@ -197,7 +193,7 @@ class ModuleDFA(ModuleRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check("source", get_args(Source))
+        demand(self, source=one_of(self.source, get_args(Source)))
 
     @property
     def within(self) -> bool:
@@ -229,8 +225,7 @@ class HybridDFA(ModuleRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check("direct", get_args(Direct))
-        self._check("source", get_args(Source))
+        demand(self, direct=one_of(self.direct, get_args(Direct)), source=one_of(self.source, get_args(Source)))
 
     @property
     def within(self) -> bool:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from numbers import Integral
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -14,6 +12,7 @@ from torchdfa.feedback import ConvFeedback, DenseFeedback, Feedback, Geometry, P
 from torchdfa.feedback.binary import DRAW, Generator
 from torchdfa.feedback.bits import key_of, unpack
 from torchdfa.feedback.init import Init, Scale, Site, magnitude, product, scaled, uniform
+from torchdfa.settings import demand, one_of, positive, whole
 from torchdfa.structure import CONVOLUTIONS, CUTTABLE
 
 Trunk = Literal["direct", "chain"]
@@ -97,13 +96,13 @@ class FeedbackRule(Rule):
     fits = CUTTABLE
 
     def __post_init__(self) -> None:
-        self._check("init", get_args(Init))
-        if isinstance(self.scale, bool) or not isinstance(self.scale, (int, float)):
-            self._check("scale", ("matched", "unit", "nokland"))
-        elif not 0 < self.scale < math.inf:
-            raise ValueError(f"{type(self).__name__}: scale={self.scale!r}, expected a positive number.")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, Integral):
-            raise ValueError(f"{type(self).__name__}: seed={self.seed!r}, expected a whole number.")
+        sizes = ("matched", "unit", "nokland")
+        demand(
+            self,
+            init=one_of(self.init, get_args(Init)),
+            scale=one_of(self.scale, sizes) if isinstance(self.scale, str) else positive(self.scale),
+            seed=whole(self.seed, least=None),
+        )
 
     def entries(self, site: Site) -> Tensor:
         """Return real-valued entries for a feedback, shape (K, H): the product's, or random ones of its size."""
@@ -111,13 +110,6 @@ class FeedbackRule(Rule):
         if self.init == "product":
             return scaled(product(site), size)
         return 2 * size * uniform((site.errors, site.features), self.seed, site.name)
-
-    def _check(self, name: str, allowed: tuple[str, ...]) -> None:
-        value = getattr(self, name)
-        if value not in allowed:
-            raise ValueError(
-                f"{type(self).__name__}: {name}={value!r}, expected one of {', '.join(map(repr, allowed))}."
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,8 +163,11 @@ class BDFA(FeedbackRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check("storage", get_args(Storage))
-        self._check("generator", get_args(Generator))
+        demand(
+            self,
+            storage=one_of(self.storage, get_args(Storage)),
+            generator=one_of(self.generator, get_args(Generator)),
+        )
         if self.init == "product" or self.center:
             what = "init='product'" if self.init == "product" else "center=True"
             for name, needed in (("storage", "packed"), ("generator", "hash")):
@@ -219,7 +214,7 @@ class _HeadRule(FeedbackRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check("trunk", get_args(Trunk))
+        demand(self, trunk=one_of(self.trunk, get_args(Trunk)))
 
     @property
     def spares_first(self) -> bool:

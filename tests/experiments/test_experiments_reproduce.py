@@ -347,7 +347,7 @@ def test_missing_data_shows_first(tmp_path):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"scale": "huge"}, "small, medium, paper"),
+        ({"scale": "huge"}, "'small', 'medium', 'paper'"),
         ({"shard": "2/2"}, "i/n"),
         ({"epochs": 0}, "epochs=0, expected 1 or more"),
         ({"seeds": -1}, "seeds=-1"),

@@ -28,7 +28,7 @@ from torchdfa.training import Interrupted, TrainConfig, fit
 BASE = TrainConfig(
     train_size=200, epochs=1, batch_size=50, model=MLP(hidden=(16,)), precision="32-true", lr=0.01, validation=0
 )
-CRASH = {"model": MLP(hidden=(-1,))}
+CRASH = {"model": MLP(hidden=(2**40,))}  # more than there is memory
 DIVERGE = {"lr": 1e30, "schedule": "constant"}
 KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows ends a process by any signal
 

@@ -232,13 +232,13 @@ def test_a_rate_that_the_unit_can_not_apply_is_refused(lr, which):
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ({"lr": -0.02}, "lr=-0.02, expected a finite rate above 0"),
+        ({"lr": -0.02}, "lr=-0.02, expected a positive number"),
         ({"lr": float("nan")}, "lr=nan"),
-        ({"momentum": 1.0}, "momentum=1.0, expected 0 to below 1"),
+        ({"momentum": 1.0}, "momentum=1.0, expected from 0 to below 1"),
         ({"guard": 17}, "guard=17, expected 0 to 16"),
-        ({"terms": 0}, "terms=0, expected at least 1"),
-        ({"method": "DFA"}, "method='DFA', expected one of BP, BDFA"),
-        ({"rounding": "foo"}, "rounding='foo', expected one of nearest, stochastic"),
+        ({"terms": 0}, "terms=0, expected a whole number of 1 or more"),
+        ({"method": "DFA"}, "method='DFA', expected one of 'BP', 'BDFA'"),
+        ({"rounding": "foo"}, "rounding='foo', expected one of 'nearest', 'stochastic'"),
     ],
 )
 def test_head_settings_out_of_range_are_refused(setting, said):
@@ -249,13 +249,13 @@ def test_head_settings_out_of_range_are_refused(setting, said):
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ({"lr": -0.02}, "lr=-0.02, expected a finite rate above 0"),
-        ({"seeds": 0}, "seeds=0, expected at least 1"),
-        ({"epochs": 0}, "epochs=0, expected at least 1"),
+        ({"lr": -0.02}, "lr=-0.02, expected a positive number"),
+        ({"seeds": 0}, "seeds=0, expected a whole number of 1"),
+        ({"epochs": 0}, "epochs=0, expected a whole number of 1"),
         ({"hidden": (32, 0)}, r"hidden=\(32, 0\), expected widths of at least 1"),
-        ({"train_size": 31}, "train_size=31, expected at least 32, a batch"),
-        ({"methods": ("BP", "FA")}, r"methods=\('BP', 'FA'\), expected one or more of BP, BDFA"),
-        ({"methods": ()}, r"methods=\(\), expected one or more of BP, BDFA"),
+        ({"train_size": 31}, "train_size=31, expected a whole number of 32 or more"),
+        ({"methods": ("BP", "FA")}, r"methods=\('BP', 'FA'\), expected one or more of 'BP', 'BDFA'"),
+        ({"methods": ()}, r"methods=\(\), expected one or more of 'BP', 'BDFA'"),
     ],
 )
 def test_accuracy_settings_out_of_range_are_refused(setting, said):

@@ -196,10 +196,10 @@ def test_too_few_cycles_are_refused(cycles, recording):
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ({"epochs": 0}, "epochs=0, expected at least 1"),
-        ({"batch_size": 0}, "batch_size=0, expected at least 1"),
+        ({"epochs": 0}, "epochs=0, expected a whole number of 1"),
+        ({"batch_size": 0}, "batch_size=0, expected a whole number of 1"),
         ({"hidden": (24, 0)}, r"hidden=\(24, 0\), expected widths of at least 1"),
-        ({"lr": 0.0}, "lr=0.0, expected a finite rate above 0"),
+        ({"lr": 0.0}, "lr=0.0, expected a positive number"),
         ({"train_size": 0}, "train_size=0, expected at least 1"),
         ({"train_size": 20}, "20 images make no batch of 32; choose a smaller batch_size or a larger train_size"),
     ],

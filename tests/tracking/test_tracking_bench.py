@@ -299,7 +299,7 @@ def test_print_config_can_be_read_back(call, otb):
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (["track-bench", "--methods", '["Magic"]'], "['Magic'] not among 'BP 128'"),
+    (["track-bench", "--methods", '["Magic"]'], "methods=('Magic',), expected one or more of 'BP 128'"),
     (["track-bench", "--seeds", "0"], "seeds=0"),
     (["track-bench", "--data-root", "nowhere"], "Tracking sequences not found"),
     (["track-bench", "--data-root", "otb", "--report", "--out", "x"], "nothing is finished"),

@@ -267,7 +267,7 @@ def test_track_takes_the_annotated_box(call, otb):
     (["--box", "5,2,9,9", "--crop", "3"], "crop=3, expected 16 to 1024"),
     (["--box", "5,2,9,9", "--limit", "0"], "--limit 0"),
     (["--box", "30,40,20,20", "--first_lr", "1e6"], "the tracker's head has diverged at a learning rate of 1e+06"),
-    (["--box", "30,40,20,20", "--regression_alpha", "0"], "regression_alpha=0.0, expected a number above 0"),
+    (["--box", "30,40,20,20", "--regression_alpha", "0"], "regression_alpha=0.0, expected a positive number"),
     (["--box", "30,40,20,20", "--hidden", "[0]"], "hidden=(0,), expected widths of 1 or more"),
     (["--box", "5,2,9,9", "--head", "nowhere"], "cannot be read as a pre-trained head"),
     (["--box", "5,2,9,9", "--show", "true"], "there is no display to show frames on"),

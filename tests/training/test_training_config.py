@@ -38,7 +38,7 @@ from torchdfa.training import TrainConfig, differences, to_dict
     ],
 )
 def test_a_wrong_setting_is_named(field, value, expected):
-    with pytest.raises(ValueError, match=f"^{field}=.*expected .*{expected}") as error:
+    with pytest.raises(ValueError, match=f"^TrainConfig: {field}=.*expected .*{expected}") as error:
         TrainConfig(**{field: value})
     assert repr(value) in str(error.value)
 
@@ -48,7 +48,9 @@ def test_feedback_that_learns_is_not_refreshed(rule):
     name = type(rule).__name__
     for rules in (rule, {"features.*": dfa.BP(), "classifier.*": rule}):
         assert TrainConfig(rule=rules).refresh == 0
-        with pytest.raises(ValueError, match=f"^refresh=2, expected 0 with the rule {name}, whose feedback learns"):
+        with pytest.raises(
+            ValueError, match=f"^TrainConfig: refresh=2, expected 0 with the rule {name}, whose feedback learns"
+        ):
             TrainConfig(rule=rules, refresh=2)
 
 

@@ -295,8 +295,7 @@ def test_no_angles_no_file(quick, run, tmp_path):
 @pytest.mark.parametrize("rule", [dfa.DFA(), dfa.BDFA(), dfa.FA()], ids=repr)
 def test_the_defaults_train_a_wide_network_by_any_rule(run, rule):
     history = run(TrainConfig(model=MLP(), rule=rule, epochs=5)).history
-    # Without the default clip the loss is in the thousands, by weights of the last layer.
-    assert history[-1].test_loss < 0.5, history
+    assert history[-1].test_top1 > 85  # without the default clip it stays at 10 to 30
 
 
 @pytest.mark.parametrize("lr", [1e12, 1e30])

@@ -22,6 +22,7 @@ from torchdfa.experiments.search import tried
 from torchdfa.experiments.study import Budget, Line, run_study
 from torchdfa.experiments.timing import interleaved, training_step
 from torchdfa.models import VGG16, Network, SmallConv
+from torchdfa.settings import demand, positive, some_of, whole
 from torchdfa.summary import summary
 from torchdfa.training import TrainConfig
 
@@ -72,13 +73,13 @@ class CompareConfig:
     job: dict[str, str | int | float | bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.methods if name not in METHODS]
-        if unknown or not self.methods:
-            raise ValueError(f"methods={self.methods}: {unknown} not among {', '.join(map(repr, METHODS))}.")
-        if not self.lrs or min(self.lrs) <= 0:
-            raise ValueError(f"lrs={self.lrs}, expected positive learning rates.")
-        if self.seeds < 1 or not 0 < self.validation < 1:
-            raise ValueError(f"seeds={self.seeds}, validation={self.validation}, expected 1 or more, between 0 and 1.")
+        demand(
+            self,
+            methods=some_of(self.methods, METHODS),
+            lrs=(bool(self.lrs) and all(positive(lr)[0] for lr in self.lrs), "positive learning rates"),
+            seeds=whole(self.seeds),
+            validation=(0 < self.validation < 1, "a share between 0 and 1"),
+        )
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import inf
 from typing import Literal, get_args
 
 import numpy as np
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from torchdfa.hardware.model.head import FloatHead, HeadConfig, IntegerHead, Method
 from torchdfa.hardware.rows import Trained
-from torchdfa.hardware.settings import demand
+from torchdfa.settings import demand, one_of, positive, some_of, whole
 
 Data = Literal["digits", "cifar10-features"]
 # Of the integers: guard bits of a stored weight, and how updates are rounded.
@@ -60,16 +59,13 @@ class AccuracyConfig:
     def __post_init__(self) -> None:
         demand(
             self,
-            data=(self.data in get_args(Data), f"one of {', '.join(get_args(Data))}"),
+            data=one_of(self.data, get_args(Data)),
             hidden=(min(self.hidden, default=1) >= 1, "widths of at least 1"),
-            epochs=(self.epochs >= 1, "at least 1"),
-            lr=(0 < self.lr < inf, "a finite rate above 0"),
-            seeds=(self.seeds >= 1, "at least 1"),
-            train_size=(self.train_size >= 32, "at least 32, a batch"),
-            methods=(
-                bool(self.methods) and set(self.methods) <= set(get_args(Method)),
-                f"one or more of {', '.join(get_args(Method))}",
-            ),
+            epochs=whole(self.epochs),
+            lr=positive(self.lr),
+            seeds=whole(self.seeds),
+            train_size=whole(self.train_size, least=32),
+            methods=some_of(self.methods, get_args(Method)),
         )
 
     @property

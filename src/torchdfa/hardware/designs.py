@@ -11,7 +11,6 @@ from torchdfa.feedback.lfsr import WIDTH
 from torchdfa.hardware.rtl import Depc, MacCore, MomentumUnit, Requantizer, RunLengthDecoder, RunLengthEncoder
 from torchdfa.hardware.rtl.cores import Core
 from torchdfa.hardware.rtl.unit import Unit
-from torchdfa.hardware.settings import demand
 from torchdfa.hardware.vectors import (
     Operands,
     Vectors,
@@ -22,6 +21,7 @@ from torchdfa.hardware.vectors import (
     momentum_vectors,
     requantizer_vectors,
 )
+from torchdfa.settings import demand
 
 
 @dataclass(frozen=True, kw_only=True)

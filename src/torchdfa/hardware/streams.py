@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,8 +17,8 @@ from torchdfa.feedback.binary import SeededFeedback
 from torchdfa.feedback.lfsr import seed_of
 from torchdfa.hardware.designs import Parameters
 from torchdfa.hardware.model.fixed import Format, Integers, quantize, rescale
-from torchdfa.hardware.settings import demand
 from torchdfa.hardware.vectors import Operands, demand_cycles, generated
+from torchdfa.settings import demand, positive, whole
 
 LAYER = "classifier.4"  # the last of the recorded head, fed by a cut
 
@@ -55,10 +54,10 @@ class RecordConfig:
         demand(
             self,
             hidden=(min(self.hidden) >= 1, "widths of at least 1"),
-            epochs=(self.epochs >= 1, "at least 1"),
+            epochs=whole(self.epochs),
             train_size=(self.train_size is None or self.train_size >= 1, "at least 1"),
-            lr=(0 < self.lr < inf, "a finite rate above 0"),
-            batch_size=(self.batch_size >= 1, "at least 1"),
+            lr=positive(self.lr),
+            batch_size=whole(self.batch_size),
         )
 
 

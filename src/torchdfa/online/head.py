@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import SupportsFloat
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torchdfa.online.update import gradient_norm, update_bias
 from torchdfa.ops import sgd_update
 from torchdfa.ops.dense import linear, through
 from torchdfa.rules import Rule
+from torchdfa.settings import wrong
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -109,7 +110,8 @@ class OnlineHead:
         self._flattens = [module for module in net.modules() if isinstance(module, nn.Flatten)]
         self.net = net
         kept = (None, self._weight.dtype, torch.bfloat16)
-        self._demand("momentum_dtype", momentum_dtype, momentum_dtype in kept, f"one of {kept}")
+        if momentum_dtype not in kept:
+            raise wrong(self, "momentum_dtype", momentum_dtype, f"one of {kept}")
         self.momentum, self.weight_decay, self.clip = momentum, weight_decay, clip
         self.momentum_dtype = momentum_dtype
         self.lr = lr
@@ -158,7 +160,9 @@ class OnlineHead:
         right = len(rates) == len(self._layers) and all(
             isinstance(r, SupportsFloat) and 0 <= float(r) < math.inf for r in rates
         )
-        self._demand("lr", value, right, f"a number of 0 or more, or {len(self._layers)} of them, one a Linear layer")
+        if not right:
+            what = f"a number of 0 or more, or {len(self._layers)} of them, one a Linear layer"
+            raise wrong(self, "lr", value, what)
         self._lr = tuple(float(rate) for rate in rates)
 
     @property
@@ -168,7 +172,8 @@ class OnlineHead:
 
     @momentum.setter
     def momentum(self, value: float) -> None:
-        self._demand("momentum", value, 0 <= value < 1, "from 0 to below 1")
+        if not 0 <= value < 1:
+            raise wrong(self, "momentum", value, "from 0 to below 1")
         self._momentum = float(value)
 
     @property
@@ -178,7 +183,8 @@ class OnlineHead:
 
     @weight_decay.setter
     def weight_decay(self, value: float) -> None:
-        self._demand("weight_decay", value, 0 <= value < math.inf, "0 or more")
+        if not 0 <= value < math.inf:
+            raise wrong(self, "weight_decay", value, "0 or more")
         self._weight_decay = float(value)
 
     @property
@@ -188,7 +194,8 @@ class OnlineHead:
 
     @clip.setter
     def clip(self, value: float | None) -> None:
-        self._demand("clip", value, value is None or value > 0, "a positive number or None")
+        if not (value is None or value > 0):
+            raise wrong(self, "clip", value, "a positive number or None")
         self._clip = None if value is None else float(value)
 
     @property
@@ -201,7 +208,9 @@ class OnlineHead:
         weights = None if value is None else torch.as_tensor(value).to(self._weight)
         if weights is not None:
             right = weights.shape == (self.sizes[-1],) and bool(((weights >= 0) & weights.isfinite()).all())
-            self._demand("class_weights", value, right, f"{self.sizes[-1]} finite numbers of 0 or more, one a class")
+            if not right:
+                what = f"{self.sizes[-1]} finite numbers of 0 or more, one a class"
+                raise wrong(self, "class_weights", value, what)
         self._class_weights = weights
 
     @property
@@ -513,8 +522,3 @@ class OnlineHead:
                     f"entries, expected {outputs} to {layer.linear.in_features}: it was made for the output of a "
                     "network around these layers, not for theirs."
                 )
-
-    @staticmethod
-    def _demand(name: str, found: Any, holds: bool, expected: str) -> None:
-        if not holds:
-            raise ValueError(f"OnlineHead: {name}={found!r}, expected {expected}.")

@@ -12,6 +12,7 @@ import torch
 from torchdfa.feedback import bits
 from torchdfa.ops import native
 from torchdfa.ops.product import packed_product, seeded_product
+from torchdfa.settings import demand, positive, whole
 
 SIZES = ((10, 512), (100, 512), (1000, 4096))
 BATCHES = (1, 8, 32, 128, 512)
@@ -30,8 +31,7 @@ class BenchConfig:
     seconds: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.threads < 1 or self.seconds <= 0:
-            raise ValueError(f"threads={self.threads}, seconds={self.seconds}: expected positive numbers.")
+        demand(self, threads=whole(self.threads), seconds=positive(self.seconds))
 
 
 @dataclass(frozen=True, kw_only=True)

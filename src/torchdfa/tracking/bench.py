@@ -21,6 +21,7 @@ from torchdfa.data.errors import DataError
 from torchdfa.data.sources import data_root
 from torchdfa.files import write_text
 from torchdfa.rules import BDFA, BP, DFA, Rule
+from torchdfa.settings import demand, some_of, whole
 from torchdfa.tracking.backbones import load_trunk
 from torchdfa.tracking.boxes import BoxError
 from torchdfa.tracking.config import TrackerConfig
@@ -131,10 +132,8 @@ class BenchConfig:
 
     def __post_init__(self) -> None:
         known = (*METHODS, *PEERS)
-        if unknown := [m for m in self.methods if m not in known]:
-            raise ValueError(f"methods={unknown} not among {', '.join(map(repr, known))}.")
-        if self.seeds < 1:
-            raise ValueError(f"seeds={self.seeds}, expected 1 or more.")
+        known_ones = some_of(self.methods, known) if self.methods else (True, "")
+        demand(self, methods=known_ones, seeds=whole(self.seeds))
         if self.heads is not None and self.tracker.head is not None:
             raise ValueError("heads= and tracker.head= name pre-trained layers both; give one.")
 

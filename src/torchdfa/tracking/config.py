@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import torch
 
 from torchdfa.rules import BDFA, Rule
+from torchdfa.settings import demand, one_of, positive
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -120,9 +121,6 @@ class TrackerConfig:
     regression_leads: bool = False
 
     def __post_init__(self) -> None:
-        if self.precision not in get_args(Precision):
-            expected = ", ".join(map(repr, get_args(Precision)))
-            raise ValueError(f"TrackerConfig: precision={self.precision!r}, expected one of {expected}.")
         large = math.inf
         ranges = {
             "crop": (16, 1024), "padding": (0, (self.crop - 1) // 2), "bins": (1, 16), "clip": (0, large),
@@ -135,15 +133,17 @@ class TrackerConfig:
             "shift": (0, self.shift_limit), "shift_limit": (0, self.reach), "widening": (1, 10), "scale": (1, 2),
             "reach": (1, 10), "sure": (0, 1), "regression_samples": (0, large),
         }  # fmt: skip
-        if any(width < 1 for width in self.hidden):
-            raise ValueError(f"TrackerConfig: hidden={self.hidden!r}, expected widths of 1 or more.")
-        if not 0 < self.regression_alpha < large:
-            raise ValueError(f"TrackerConfig: regression_alpha={self.regression_alpha!r}, expected a number above 0.")
-        for name, (low, high) in ranges.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                upper = "" if high == math.inf else f" to {high:g}"
-                raise ValueError(f"TrackerConfig: {name}={value!r}, expected {low:g}{upper or ' or more'}.")
+        within = {
+            name: (low <= getattr(self, name) <= high, f"{low:g} or more" if high == large else f"{low:g} to {high:g}")
+            for name, (low, high) in ranges.items()
+        }
+        demand(
+            self,
+            precision=one_of(self.precision, get_args(Precision)),
+            hidden=(all(width >= 1 for width in self.hidden), "widths of 1 or more"),
+            regression_alpha=positive(self.regression_alpha),
+            **within,
+        )
 
     @property
     def target(self) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from torchdfa.data.errors import DataError
 from torchdfa.files import write_atomically
+from torchdfa.settings import demand, whole
 from torchdfa.tracking.backbones import Trunk, load_trunk
 from torchdfa.tracking.boxes import inside
 from torchdfa.tracking.config import TrackerConfig
@@ -54,11 +55,8 @@ class PretrainConfig:
     leave_out: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("frames", "positives", "negatives", "cycles"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"PretrainConfig: {name}={getattr(self, name)!r}, expected 1 or more.")
-        if not 0 < self.lr < 10:
-            raise ValueError(f"PretrainConfig: lr={self.lr!r}, expected a learning rate above 0, below 10.")
+        counts = {n: whole(getattr(self, n)) for n in ("frames", "positives", "negatives", "cycles")}
+        demand(self, **counts, lr=(0 < self.lr < 10, "a learning rate above 0, below 10"))
 
 
 def pretrain(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -12,6 +13,7 @@ from torchdfa.data import TEXTS
 from torchdfa.language import LanguageModel
 from torchdfa.models import Network, SmallConv
 from torchdfa.rules import BP, Rule
+from torchdfa.settings import demand, one_of, positive
 from torchdfa.training.schedule import SCHEDULES, Schedule
 
 Optimizer = Literal["sgd", "rmsprop", "adam"]
@@ -81,7 +83,7 @@ class TrainConfig:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     schedule: Schedule = "onecycle"
-    clip: float | None = 1.0
+    clip: float | None = 10.0
     seed: int = 0
     precision: Precision = "auto"
     channels_last: bool | Literal["auto"] = "auto"
@@ -89,38 +91,46 @@ class TrainConfig:
     score_every: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "sequence", "score_every"):
-            _demand(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        for name in ("validation", "weight_decay", "momentum", "alignment", "head_lr", "refresh"):
-            _demand(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        _demand(0 < self.lr < float("inf"), "lr", self.lr, "a positive number")
-        _demand(self.head_lr < float("inf"), "head_lr", self.head_lr, "0 or more")
-        _demand(self.loss in get_args(Loss), "loss", self.loss, f"one of {get_args(Loss)}")
-        _demand(0 < self.mirror_rate <= 1, "mirror_rate", self.mirror_rate, "more than 0, and 1 or less")
-        _demand(self.clip is None or self.clip > 0, "clip", self.clip, "a positive number or none")
-        _demand(self.train_size is None or self.train_size >= 1, "train_size", self.train_size, "1 or more, or none")
-        _demand(self.optimizer in get_args(Optimizer), "optimizer", self.optimizer, f"one of {get_args(Optimizer)}")
-        _demand(self.schedule in SCHEDULES, "schedule", self.schedule, f"one of {tuple(SCHEDULES)}")
-        _demand(self.precision in get_args(Precision), "precision", self.precision, f"one of {get_args(Precision)}")
-        _demand(
-            self.channels_last in (True, False, "auto"), "channels_last", self.channels_last, "true, false or 'auto'"
+        demand(
+            self,
+            train_size=(self.train_size is None or self.train_size >= 1, "1 or more, or none"),
+            validation=(self.validation >= 0, "0 or more"),
+            vocabulary=(self.vocabulary is None or self.vocabulary >= 2, "2 or more, or none"),
+            sequence=(self.sequence >= 1, "1 or more"),
+            rule=(all(isinstance(r, Rule) for r in self.rules), "a rule, as torchdfa.DFA(), or a dict of them"),
+            loss=one_of(self.loss, get_args(Loss)),
+            refresh=(self.refresh >= 0, "0 or more"),
+            mirror_rate=(0 < self.mirror_rate <= 1, "more than 0, and 1 or less"),
+            epochs=(self.epochs >= 1, "1 or more"),
+            batch_size=(self.batch_size >= 1, "1 or more"),
+            optimizer=one_of(self.optimizer, get_args(Optimizer)),
+            lr=positive(self.lr),
+            head_lr=(0 <= self.head_lr < math.inf, "0 or more"),
+            momentum=(self.momentum >= 0, "0 or more"),
+            weight_decay=(self.weight_decay >= 0, "0 or more"),
+            schedule=one_of(self.schedule, SCHEDULES),
+            clip=(self.clip is None or self.clip > 0, "a positive number or none"),
+            precision=one_of(self.precision, get_args(Precision)),
+            channels_last=(self.channels_last in (True, False, "auto"), "true, false or 'auto'"),
+            alignment=(self.alignment >= 0, "0 or more"),
+            score_every=(self.score_every >= 1, "1 or more"),
         )
-        _demand(self.vocabulary is None or self.vocabulary >= 2, "vocabulary", self.vocabulary, "2 or more, or none")
         if self.data in TEXTS:
-            what = f"a language model for the text {self.data}, as torchdfa.language.GPT()"
-            _demand(isinstance(self.model, LanguageModel), "model", self.model, what)
+            kind = f"a language model for the text {self.data}, as torchdfa.language.GPT()"
+            demand(self, model=(isinstance(self.model, LanguageModel), kind))
             assert isinstance(self.model, LanguageModel)
             longest = self.model.longest
-            _demand(longest is None or self.sequence <= longest, "sequence", self.sequence, f"{longest} or less")
-            _demand(self.loss == "cross_entropy", "loss", self.loss, f"'cross_entropy' for the text {self.data}")
-            _demand(not self.augment, "augment", self.augment, f"false for the text {self.data}")
+            demand(
+                self,
+                sequence=(longest is None or self.sequence <= longest, f"{longest} or less"),
+                loss=(self.loss == "cross_entropy", f"'cross_entropy' for the text {self.data}"),
+                augment=(not self.augment, f"false for the text {self.data}"),
+            )
         else:
-            _demand(isinstance(self.model, Network), "model", self.model, "a network, as torchdfa.models.MLP()")
-        expected = "a rule, as torchdfa.DFA(), or a dict of them"
-        _demand(all(isinstance(r, Rule) for r in self.rules), "rule", self.rule, expected)
+            demand(self, model=(isinstance(self.model, Network), "a network, as torchdfa.models.MLP()"))
         learns = next((type(r).__name__ for r in self.rules if isinstance(r, (KolenPollack, WeightMirror))), None)
-        expected = f"0 with the rule {learns}, whose feedback learns and would have to begin again"
-        _demand(learns is None or not self.refresh, "refresh", self.refresh, expected)
+        again = f"0 with the rule {learns}, whose feedback learns and would have to begin again"
+        demand(self, refresh=(learns is None or not self.refresh, again))
 
     @property
     def rules(self) -> list[Rule]:
@@ -152,8 +162,3 @@ def differences(here: Any, there: Any, name: str = "") -> list[str]:
         keys = sorted({*here, *there})
         return [d for key in keys for d in differences(here.get(key), there.get(key), f"{name}.{key}".lstrip("."))]
     return [] if here == there else [f"{name}: {here!r}, {there!r}"]
-
-
-def _demand(holds: bool, name: str, found: Any, expected: str) -> None:
-    if not holds:
-        raise ValueError(f"{name}={found!r}, expected {expected}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from torchdfa.experiments.cluster import Engine
+from torchdfa.settings import demand, one_of, whole
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,11 @@ class ReproduceConfig:
     job: dict[str, str | int | float | bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.scale not in SCALES:
-            raise ValueError(f"scale={self.scale!r}, expected one of {', '.join(SCALES)}.")
-        for name in ("epochs", "trial_epochs", "seeds", "jobs"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value}, expected 1 or more.")
         i, _, n = self.shard.partition("/")
-        if not (i.isdigit() and n.isdigit() and int(i) < int(n)):
-            raise ValueError(f"shard={self.shard!r}, expected i/n with 0 ≤ i < n.")
+        counts = {name: getattr(self, name) for name in ("epochs", "trial_epochs", "seeds", "jobs")}
+        demand(
+            self,
+            scale=one_of(self.scale, SCALES),
+            **{name: (value is None or whole(value)[0], "1 or more") for name, value in counts.items()},
+            shard=(i.isdigit() and n.isdigit() and int(i) < int(n), "i/n with 0 ≤ i < n"),
+        )

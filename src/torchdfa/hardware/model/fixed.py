@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from torchdfa.hardware.settings import demand
+from torchdfa.settings import demand
 
 Integers = NDArray[np.int64]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import inf
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -17,7 +16,7 @@ from torchdfa.hardware.model.depc import direct_errors
 from torchdfa.hardware.model.fixed import Fixed, Format, Integers, product, quantize, requantize, rescale, shift_round
 from torchdfa.hardware.model.momentum import DECAY_BITS, NEAREST, RATE_BITS, WIDTH, momentum
 from torchdfa.hardware.model.softmax import softmax_error
-from torchdfa.hardware.settings import demand
+from torchdfa.settings import demand, one_of, positive, share, whole
 
 Floats = NDArray[np.float64]
 Method = Literal["BP", "BDFA"]
@@ -54,12 +53,12 @@ class HeadConfig:
     def __post_init__(self) -> None:
         demand(
             self,
-            method=(self.method in get_args(Method), f"one of {', '.join(get_args(Method))}"),
-            rounding=(self.rounding in get_args(Rounding), f"one of {', '.join(get_args(Rounding))}"),
+            method=one_of(self.method, get_args(Method)),
+            rounding=one_of(self.rounding, get_args(Rounding)),
             guard=(0 <= self.guard <= 16, "0 to 16 bits"),
-            lr=(0 < self.lr < inf, "a finite rate above 0"),
-            momentum=(0 <= self.momentum < 1, "0 to below 1"),
-            terms=(self.terms >= 1, "at least 1"),
+            lr=positive(self.lr),
+            momentum=share(self.momentum),
+            terms=whole(self.terms),
         )
 
 
