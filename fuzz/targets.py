@@ -31,8 +31,10 @@ from torchdfa.data.folder import _decode
 from torchdfa.data.idx import read_idx
 from torchdfa.experiments.layers import read_angles
 from torchdfa.experiments.results import Cell, Results, rows_of
+from torchdfa.hardware.cells import LibertyError
 from torchdfa.hardware.chip import load_chip
-from torchdfa.hardware.liberty import LibertyError, read_liberty, render
+from torchdfa.hardware.functions import render
+from torchdfa.hardware.liberty import read_liberty
 from torchdfa.hardware.model.runlength import Codes, decode, encode
 from torchdfa.online import OnlineHead
 from torchdfa.tracking.follow import parse_box

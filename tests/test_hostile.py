@@ -28,7 +28,9 @@ pytest.importorskip("cv2")
 
 from targets import TARGETS, run  # noqa: E402
 
-from torchdfa.hardware.liberty import LibertyError, read_liberty, render  # noqa: E402
+from torchdfa.hardware.cells import LibertyError  # noqa: E402
+from torchdfa.hardware.functions import render  # noqa: E402
+from torchdfa.hardware.liberty import read_liberty  # noqa: E402
 from torchdfa.tracking.weights import read_weights  # noqa: E402
 
 # Inputs a parser; the long form is TORCHDFA_FUZZ=10000.
@@ -121,7 +123,7 @@ def little_memory(most=64 << 20):
     ],
 )
 def test_a_pickle_that_claims_or_sets_what_it_must_not(tmp_path, content):
-    from torchdfa.data.cifar import _ArrayType, _encode, read_pickle
+    from torchdfa.data.pickles import _ArrayType, _encode, read_pickle
 
     (tmp_path / "x").write_bytes(content)
     before = dict(vars(_ArrayType)), _encode.__defaults__
@@ -132,7 +134,8 @@ def test_a_pickle_that_claims_or_sets_what_it_must_not(tmp_path, content):
 
 def test_files_that_are_larger_than_any_of_their_kind(tmp_path, monkeypatch):
     from torchdfa.data import idx
-    from torchdfa.data.cifar import Binary, read_pickle
+    from torchdfa.data.cifar import Binary
+    from torchdfa.data.pickles import read_pickle
 
     for read in (
         lambda p: read_pickle(p, 1000),

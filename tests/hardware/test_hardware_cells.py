@@ -8,7 +8,8 @@ import pytest
 pytest.importorskip("amaranth", reason="the extra `hardware` is not installed")
 
 from torchdfa.hardware import timed
-from torchdfa.hardware.liberty import LibertyError, read_liberty
+from torchdfa.hardware.cells import LibertyError
+from torchdfa.hardware.liberty import read_liberty
 from torchdfa.hardware.netlist import Netlist, Process
 from torchdfa.hardware.power import energy
 from torchdfa.hardware.vectors import Vectors

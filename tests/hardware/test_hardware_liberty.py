@@ -9,7 +9,9 @@ import pytest
 
 pytest.importorskip("amaranth", reason="the extra `hardware` is not installed")
 
-from torchdfa.hardware.liberty import GENERIC, LibertyError, read_liberty, render
+from torchdfa.hardware.cells import GENERIC, LibertyError
+from torchdfa.hardware.functions import render
+from torchdfa.hardware.liberty import read_liberty
 from torchdfa.hardware.netlist import Netlist, Process
 from torchdfa.hardware.power import energy
 from torchdfa.hardware.vectors import Vectors

@@ -13,8 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import torchdfa as dfa
 from torchdfa.hardware import chips, load_chip, step
 from torchdfa.hardware.cacti import sram_picojoules
+from torchdfa.hardware.calls import calls
+from torchdfa.hardware.phases import dram_bytes
 from torchdfa.hardware.schedule import Task, finish_times, period
-from torchdfa.hardware.step import _calls, _tasks, dram_bytes
+from torchdfa.hardware.step import _tasks
 from torchdfa.models import ResNet
 
 UNIT = {"scale": "unit"}
@@ -137,13 +139,13 @@ def test_a_position_reads_its_taps_again_for_each_feature():
 def test_an_error_inside_a_module_waits_for_the_modules_output():
     """Between modules by back-propagation: the lower module's direct error comes after the upper one's errors."""
     x = torch.zeros(4, 2, 8, 8)
-    layers, sent = _calls(dfa.convert(modules(), dfa.HybridDFA(), example=x), x)
+    layers, sent = calls(dfa.convert(modules(), dfa.HybridDFA(), example=x), x)
     cost = step(modules(), dfa.HybridDFA(), x)
     tasks, _ = _tasks(list(cost.costs), layers, sent)
     after = {t.name: t.after for t in tasks}
     assert after["error 2"] == ("error 5",)
     assert after["error 7"] == ("error 10",)
-    layers, sent = _calls(dfa.convert(modules(), dfa.DFA(), example=x), x)
+    layers, sent = calls(dfa.convert(modules(), dfa.DFA(), example=x), x)
     tasks, _ = _tasks(list(step(modules(), dfa.DFA(), x).costs), layers, sent)
     assert {t.name: t.after for t in tasks}["error 2"] == ("forward 10",)
 
@@ -389,7 +391,7 @@ def test_feedback_that_learns_has_a_gradient_and_an_update(direct):
 
 def test_an_error_waits_for_the_feedback_s_update():
     x, rule = torch.zeros(8, 24), dfa.KolenPollack()
-    layers, sent = _calls(dfa.convert(head(24, 16, 5), rule, example=x), x)
+    layers, sent = calls(dfa.convert(head(24, 16, 5), rule, example=x), x)
     tasks, repeats = _tasks(list(step(head(24, 16, 5), rule, x).costs), layers, sent)
     assert repeats["error 2"] == ["update 2.feedback"]
     assert {t.name: t.after for t in tasks}["update 2.feedback"] == ("gradient 2.feedback",)

@@ -4,6 +4,7 @@
 """
 
 from torchdfa.hardware.chip import Chip, chips, load_chip
-from torchdfa.hardware.step import Cost, StepCost, step
+from torchdfa.hardware.phases import Cost
+from torchdfa.hardware.step import StepCost, step
 
 __all__ = ["Chip", "Cost", "StepCost", "chips", "load_chip", "step"]

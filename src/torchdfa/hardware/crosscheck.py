@@ -20,9 +20,9 @@ from torchdfa.hardware import rows
 from torchdfa.hardware.chip import Chip, load_chip
 from torchdfa.hardware.designs import Parameters
 from torchdfa.hardware.netlist import Netlist, Process
+from torchdfa.hardware.phases import product_cost
 from torchdfa.hardware.power import energy
 from torchdfa.hardware.rows import Crosschecked
-from torchdfa.hardware.step import product_cost
 from torchdfa.hardware.synthesis import ToolError, synthesise
 
 # Two cores, and a unit so small that single nets with many inputs decide its longest path.

@@ -1,4 +1,4 @@
-"""Reads Liberty files: areas, functions, capacitances, tables of delay and energy."""
+"""Reads Liberty files."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import gzip
 import math
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from torchdfa.hardware.cells import OTHER_EDGE, Arc, Cell, LibertyError, Library, Pin, Table
 
 # Comments and strings that are not closed go on to the end: to look for the end of each would take the square of time.
 _TOKEN = re.compile(
@@ -24,17 +26,11 @@ _TOKEN = re.compile(
 _LARGEST = 1 << 29
 _FARADS = {"pf": 1e-12, "ff": 1e-15}
 _PREFIX = {"f": 1e-15, "p": 1e-12, "n": 1e-9, "u": 1e-6, "m": 1e-3, "": 1.0}
-# The tables that are read, and what of them an arc of one edge does without; a library may have others beside them.
+# The tables that are read; a library may have others beside them.
 _TIMES = ("cell_rise", "cell_fall", "rise_transition", "fall_transition", "rise_constraint", "fall_constraint")
 _ENERGIES = ("rise_power", "fall_power", "power")
-_OTHER_EDGE = {"combinational_rise": "fall", "combinational_fall": "rise"}
-_DELAYS = ("combinational", *_OTHER_EDGE, "rising_edge")
 # What entries of a wrong type or number raise.
 _BROKEN = (KeyError, IndexError, ValueError, TypeError, AttributeError, OverflowError)
-
-
-class LibertyError(ValueError):
-    """A file is no Liberty file, or lacks what is needed of it; the message says what."""
 
 
 @dataclass
@@ -49,131 +45,6 @@ class Group:
     def all(self, *names: str) -> Iterator[Group]:
         """Yield the groups of these names."""
         return (g for g in self.groups if g.name in names)
-
-
-@dataclass(frozen=True)
-class Table:
-    """Values over input slew and output load, in the library's units; constant, one-dimensional or both.
-
-    Attributes:
-        slews: First axis; empty where the values don't depend on it.
-        loads: Second axis; empty where the values don't depend on it.
-        values: (slews, loads), an empty axis having length 1.
-    """
-
-    slews: NDArray[np.float64]
-    loads: NDArray[np.float64]
-    values: NDArray[np.float64]
-
-    def __call__(self, slew: float, load: float) -> float:
-        """Interpolate; beyond the ends go on along the last segment, as OpenSTA does."""
-        i, f = _place(self.slews, slew)
-        j, g = _place(self.loads, load)
-        v = self.values
-        low = v[i, j] if not g else v[i, j] * (1 - g) + v[i, j + 1] * g
-        if not f:
-            return float(low)
-        high = v[i + 1, j] if not g else v[i + 1, j] * (1 - g) + v[i + 1, j + 1] * g
-        return float(low * (1 - f) + high * f)
-
-
-def _place(axis: NDArray[np.float64], at: float) -> tuple[int, float]:
-    """Return the segment and the place in it, which beyond the ends is below 0 or above 1."""
-    if len(axis) < 2:
-        return 0, 0.0
-    i = min(max(int(np.searchsorted(axis, at)) - 1, 0), len(axis) - 2)
-    return i, float((at - axis[i]) / (axis[i + 1] - axis[i]))
-
-
-@dataclass(frozen=True)
-class Arc:
-    """Tables of one way through a cell, ``kind`` being Liberty's timing_type, for timing.
-
-    Attributes:
-        related: Input pin; "" where none is named.
-        kind: ``combinational``, ``rising_edge``, ``setup_rising``; ``power`` for energy.
-        tables: By Liberty's name: cell_rise, rise_transition, rise_power …
-    """
-
-    related: str
-    kind: str
-    tables: Mapping[str, Table]
-
-    def delays(self, slew: float, load: float) -> list[float]:
-        """Return the delays of its edges, in the library's unit; what a table's extrapolation makes negative is 0."""
-        return [max(0.0, t(slew, load)) for name, t in self.tables.items() if name.startswith("cell_")]
-
-    def transitions(self, slew: float, load: float) -> list[float]:
-        """Return the output's slews, likewise."""
-        return [max(0.0, t(slew, load)) for name, t in self.tables.items() if name.endswith("_transition")]
-
-
-@dataclass(frozen=True)
-class Pin:
-    """A cell's pin.
-
-    Attributes:
-        output: Whether it is an output.
-        farads: Its capacitance.
-        function: Of an output, as Liberty writes it.
-        timing: Delay and constraint arcs.
-        power: Energy arcs.
-    """
-
-    output: bool
-    farads: float
-    function: str
-    timing: tuple[Arc, ...]
-    power: tuple[Arc, ...]
-
-    @property
-    def delays(self) -> list[Arc]:
-        """The arcs from an input to this output, or from the clock's rising edge, that have a delay."""
-        return [
-            a for a in self.timing if a.related and a.kind in _DELAYS and any(t.startswith("cell_") for t in a.tables)
-        ]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A standard cell.
-
-    Attributes:
-        area: In the library's unit, µm² as a rule.
-        watts: Leakage.
-        pins: By name.
-        state: Names of a flip-flop's state and its inverse; None where there is none.
-        next_state: Function of a flip-flop's next state.
-        clock: Its clock function.
-    """
-
-    area: float
-    watts: float
-    pins: Mapping[str, Pin]
-    state: tuple[str, str] | None
-    next_state: str
-    clock: str
-
-
-@dataclass(frozen=True)
-class Library:
-    """A Liberty file.
-
-    Attributes:
-        name: As it calls itself.
-        volts: Supply.
-        seconds: Unit of time.
-        farads: Unit of capacitance.
-        joules: Unit of energy: that of capacitance times the square of that of voltage.
-        cells: By name.
-    """
-
-    name: str
-    volts: float
-    seconds: float
-    farads: float
-    joules: float
-    cells: Mapping[str, Cell]
 
 
 def read_liberty(path: Path | str) -> Library:
@@ -310,7 +181,7 @@ def _arcs(pin: Group, kind: str, read: tuple[str, ...], templates: Mapping[str, 
     """Yield the arcs of a pin's groups of one kind, one for each pin that a group names."""
     for g in pin.all(kind):
         way = g.attributes.get("timing_type", "combinational") if kind == "timing" else "power"
-        other = _OTHER_EDGE.get(way)
+        other = OTHER_EDGE.get(way)
         tables = {t.name: _table(t, templates) for t in g.all(*read) if other is None or other not in t.name}
         for related in g.attributes.get("related_pin", "").split() or [""]:
             yield Arc(related, way, tables)
@@ -363,130 +234,3 @@ def _cell(
         raise LibertyError(f"{where}: an entry is missing or none ({type(error).__name__}: {error}).") from error
     said = flop.attributes if flop else {}
     return Cell(area, leakage, pins, state, said.get("next_state", ""), said.get("clocked_on", ""))
-
-
-def render(function: str, name: Callable[[str], str], negate: Callable[[str], str]) -> str:
-    """Rewrite a Liberty function with ``& | ^`` and brackets, its pins, 0 and 1 by ``name``, negations by ``negate``.
-
-    Raises:
-        LibertyError: It is no function.
-    """
-    tokens = re.findall(r"[A-Za-z_][\w\[\]]*|[01]|[()!'&*|+^]", function)
-    place = 0
-
-    def peek() -> str:
-        return tokens[place] if place < len(tokens) else ""
-
-    def take() -> str:
-        nonlocal place
-        place += 1
-        return tokens[place - 1]
-
-    def atom() -> str:
-        token = take() if peek() else ""
-        if token == "(":
-            value = either()
-            if not peek() or take() != ")":
-                raise LibertyError(f"function {function!r}: a bracket is not closed.")
-        elif token == "!":
-            return negate(atom())
-        elif re.match(r"[\w]", token):
-            value = name(token)
-        else:
-            raise LibertyError(f"function {function!r}: {token!r} where a pin was expected.")
-        while peek() == "'":
-            take()
-            value = negate(value)
-        return value
-
-    def exclusive() -> str:
-        value = atom()
-        while peek() == "^":
-            take()
-            value = f"({value} ^ {atom()})"
-        return value
-
-    def both() -> str:
-        value = exclusive()
-        while peek() in ("&", "*") or re.match(r"[\w(!]", peek()):
-            if peek() in ("&", "*"):
-                take()
-            value = f"({value} & {exclusive()})"
-        return value
-
-    def either() -> str:
-        value = both()
-        while peek() in ("|", "+"):
-            take()
-            value = f"({value} | {both()})"
-        return value
-
-    if "".join(tokens) != "".join(function.split()):
-        raise LibertyError(f"function {function[:200]!r} has characters that no function has.")
-    try:
-        value = either()
-    except RecursionError:
-        raise LibertyError(f"function {function[:200]!r}…: too many brackets in one another.") from None
-    if peek():
-        raise LibertyError(f"function {function[:200]!r}: {peek()!r} is left over.")
-    return value
-
-
-def truth(function: str, values: Mapping[str, int]) -> int:
-    """Return a function's value, 0 or 1, where its pins have these.
-
-    Raises:
-        LibertyError: It is no function, or of other pins.
-    """
-
-    def value(name: str) -> str:
-        if name not in known:
-            raise LibertyError(f"function {function!r} is of {name!r}, expected only {', '.join(values)}.")
-        return str(known[name])
-
-    known = {**values, "0": 0, "1": 1}
-    return int(eval(render(function, value, lambda x: f"(1 ^ {x})")))
-
-
-def names_in(function: str) -> set[str]:
-    """Return the names of the pins in a function.
-
-    Raises:
-        LibertyError: It is no function.
-    """
-    found: set[str] = set()
-    render(function, lambda name: found.add(name) or name, str)
-    return found - {"0", "1"}
-
-
-def _gate(transistors: int, function: str, inputs: str = "AB") -> Cell:
-    pins = {pin: Pin(False, 0.0, "", (), ()) for pin in inputs}
-    return Cell(transistors, 0.0, {**pins, "Y": Pin(True, 0.0, function, (), ())}, None, "", "")
-
-
-def _flop(transistors: int) -> Cell:
-    pins = {"C": Pin(False, 0.0, "", (), ()), "D": Pin(False, 0.0, "", (), ()), "Q": Pin(True, 0.0, "IQ", (), ())}
-    return Cell(transistors, 0.0, pins, ("IQ", "IQN"), "D", "C")
-
-
-# Yosys' own gates, for synthesis without a library; the transistors are those that its `stat -tech cmos` counts.
-GENERIC = Library(
-    "generic",
-    1.0,
-    1.0,
-    1.0,
-    1.0,
-    {
-        "$_NOT_": _gate(2, "!A", "A"),
-        "$_NAND_": _gate(4, "!(A & B)"),
-        "$_NOR_": _gate(4, "!(A | B)"),
-        "$_AND_": _gate(6, "A & B"),
-        "$_OR_": _gate(6, "A | B"),
-        "$_ANDNOT_": _gate(6, "A & !B"),
-        "$_ORNOT_": _gate(6, "A | !B"),
-        "$_XOR_": _gate(12, "A ^ B"),
-        "$_XNOR_": _gate(12, "!(A ^ B)"),
-        "$_MUX_": _gate(12, "(A & !S) | (B & S)", "ABS"),
-        "$_DFF_P_": _flop(16),
-    },
-)

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from torchdfa.hardware import streams, timed
+from torchdfa.hardware.cells import GENERIC
 from torchdfa.hardware.designs import DESIGNS, Parameters, vectors_for
-from torchdfa.hardware.liberty import GENERIC
 from torchdfa.hardware.netlist import Netlist, Process
 from torchdfa.hardware.power import energy
 from torchdfa.hardware.rows import Measured, Synthesised

@@ -16,18 +16,9 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from torchdfa.hardware.liberty import (
-    GENERIC,
-    Arc,
-    Cell,
-    LibertyError,
-    Library,
-    Pin,
-    names_in,
-    read_liberty,
-    render,
-    truth,
-)
+from torchdfa.hardware.cells import GENERIC, Arc, Cell, LibertyError, Library, Pin
+from torchdfa.hardware.functions import names_in, render, truth
+from torchdfa.hardware.liberty import read_liberty
 from torchdfa.hardware.model.fixed import Integers
 from torchdfa.hardware.vectors import Vectors
 

@@ -12,8 +12,8 @@ import numpy as np
 from torchdfa.experiments.drawing import blank, save
 from torchdfa.hardware.comparison import PAPER, Fetch, Saving, core_saving
 from torchdfa.hardware.designs import CORES
+from torchdfa.hardware.phases import PHASES
 from torchdfa.hardware.rows import Measured, Stepped
-from torchdfa.hardware.step import PHASES
 
 _GREY, _BLUE, _RED, _GREEN, _GOLD = "#8a8f98", "#2f6db3", "#c2483d", "#3c8d5a", "#c99a2e"
 _STREAM_COLORS = (_GREY, "#b7bcc4", _BLUE, _RED, _GOLD)

@@ -16,8 +16,8 @@ from torchdfa.hardware.chip import load_chip
 from torchdfa.hardware.comparison import PAPER, fetches, savings
 from torchdfa.hardware.designs import DESIGNS
 from torchdfa.hardware.networks import NETWORKS
+from torchdfa.hardware.phases import PHASES
 from torchdfa.hardware.rows import Check, Crosschecked, Measured, Stepped, Synthesised, Trained
-from torchdfa.hardware.step import PHASES
 
 _STREAMS = {
     "uniform": "errors and weights of random bits",

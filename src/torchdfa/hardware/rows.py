@@ -138,7 +138,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Stepped:
-    """A phase of a layer in a training step; as :class:`torchdfa.hardware.step.Cost`.
+    """A phase of a layer in a training step; as :class:`torchdfa.hardware.Cost`.
 
     Attributes:
         network: Its name.
