@@ -132,8 +132,9 @@ class BenchConfig:
 
     def __post_init__(self) -> None:
         known = (*METHODS, *PEERS)
-        known_ones = some_of(self.methods, known) if self.methods else (True, "")
-        demand(self, methods=known_ones, seeds=whole(self.seeds))
+        if self.methods:
+            demand(self, methods=some_of(self.methods, known))
+        demand(self, seeds=whole(self.seeds))
         if self.heads is not None and self.tracker.head is not None:
             raise ValueError("heads= and tracker.head= name pre-trained layers both; give one.")
 
