@@ -15,6 +15,7 @@ from torch import Tensor
 
 from torchdfa.online.head import OnlineHead
 from torchdfa.rules import Rule
+from torchdfa.settings import demand, whole
 
 _PREDICT_BYTES = 2**26
 
@@ -89,8 +90,7 @@ class OnlineHeadClassifier(ClassifierMixin, BaseEstimator):
 
     def fit(self, X: Any, y: Any) -> OnlineHeadClassifier:
         """Learn from the samples X, (N, D), with labels y, (N,), from new weights on."""
-        if self.epochs < 1:
-            raise ValueError(f"OnlineHeadClassifier: epochs={self.epochs!r}, expected 1 or more.")
+        demand(self, epochs=whole(self.epochs))
         x, y = self._samples(X, y, reset=True)
         order = self._begin(x.shape[1], unique_labels(y), y)
         index = _indices(y, self.classes_)
@@ -141,8 +141,7 @@ class OnlineHeadClassifier(ClassifierMixin, BaseEstimator):
         return torch.cat([self.head_.predict_proba(part) for part in x.split(rows)]).numpy()
 
     def _samples(self, X: Any, y: Any, reset: bool) -> tuple[Tensor, np.ndarray]:
-        if not isinstance(self.batch_size, (int, np.integer)) or self.batch_size < 1:
-            raise ValueError(f"OnlineHeadClassifier: batch_size={self.batch_size!r}, expected 1 or more.")
+        demand(self, batch_size=whole(self.batch_size))
         x, y = validate_data(self, X, y, dtype=np.float32, reset=reset)
         check_classification_targets(y)
         return _tensor(x), y
