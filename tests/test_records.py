@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from torchdfa.experiments import EXPERIMENTS, write_page
-from torchdfa.experiments.results import Results, find_results
+from torchdfa.experiments import EXPERIMENTS, ReproduceConfig, write_page
+from torchdfa.experiments.results import Cell, Results, find_results
+from torchdfa.experiments.study import Trial
 
 ROOT = Path(__file__).parent.parent
 RECORDS = [results.path.parent for results in find_results(ROOT / "records")]
@@ -27,6 +28,20 @@ def test_a_record_s_page_is_made_from_its_results(folder, tmp_path):
         shutil.copy(csv, tmp_path)
     page, *_ = write_page(EXPERIMENTS[name], tmp_path)
     assert page.read_text() == (folder / page.name).read_text()
+
+
+@pytest.mark.parametrize("folder", REPRODUCED, ids=lambda folder: folder.name)
+def test_a_record_s_runs_are_known_again(folder):
+    """Else the command that made a record would train all of it anew."""
+    name = next(name for name in EXPERIMENTS if (folder / f"{name}.md").exists())
+    runs = Results(folder / "results.csv").read()
+    one = next(iter(runs.values()))[0]
+    lines = EXPERIMENTS[name].lines(ReproduceConfig(scale=one.scale, data=one.dataset), one.dataset)
+    searched = {rows[0].method for rows in runs.values() if rows[0].phase == "search"}
+    for line in lines:
+        if line.name in searched:  # of a search under way, not all rates are there
+            trials = [line.settings(Trial(lr), 0, line.budget.validation) for lr in line.budget.lrs]
+            assert any(Cell(name, line.name, "search", config).key in runs for config in trials), line.name
 
 
 @pytest.fixture(scope="module")

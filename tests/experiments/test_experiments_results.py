@@ -14,8 +14,9 @@ from torchdfa.models import MLP, VGG16, SmallConv
 from torchdfa.training import EpochResult, TrainConfig
 
 BASE = TrainConfig(
-    train_size=200, epochs=1, batch_size=50, model=MLP(hidden=(16,)), precision="32-true", lr=0.01, validation=0
-)
+    train_size=200, epochs=1, batch_size=50, model=MLP(hidden=(16,)), precision="32-true", lr=0.01, validation=0,
+    clip=None,
+)  # fmt: skip
 
 
 def row(**values):
@@ -234,16 +235,23 @@ def test_rows_of_a_run_that_diverged(results):
     ],
 )  # fmt: skip
 def test_columns_of_the_settings(settings, expected):
-    (found,) = rows_of(Cell("e", "m", "final", TrainConfig(**settings)), [epoch()], "", 200)
+    (found,) = rows_of(Cell("e", "m", "final", TrainConfig(clip=None, **settings)), [epoch()], "", 200)
     assert (found.init, found.options, found.feedback_scale) == expected
 
 
 def test_a_key_hangs_on_what_is_not_the_default():
-    assert changed(TrainConfig(lr=0.5, rule={"a": dfa.BDFA(seed=3)})) == {
+    assert changed(TrainConfig(lr=0.5, rule={"a": dfa.BDFA(seed=3)}, clip=None)) == {
         "model": {"class": "SmallConv"}, "rule": {"a": {"class": "BDFA", "seed": 3}}, "lr": 0.5
     }  # fmt: skip
     # Fixed for good: records are continued by it.
-    assert Cell("e", "m", "final", TrainConfig()).key == "3f894a0b4a67f09b"
+    assert Cell("e", "m", "final", TrainConfig(clip=None)).key == "3f894a0b4a67f09b"
+
+
+def test_a_default_that_has_changed_is_told_as_any_other_value():
+    """Runs were recorded when there was no clip by default."""
+    assert changed(TrainConfig())["clip"] == 10.0 == TrainConfig().clip
+    (found,) = rows_of(Cell("e", "m", "final", TrainConfig()), [epoch()], "", 200)
+    assert found.options.endswith("; clip=10.0")
 
 
 def test_adopted_rows_are_the_cell_s(results):

@@ -44,7 +44,8 @@ class Cell:
     def key(self) -> str:
         """The run's name: a hash of the settings that are not the defaults, less the place of the data.
 
-        A setting that a later version adds leaves the names of older runs as they are. A default must not change.
+        A setting that a later version adds leaves the names of older runs as they are. So does a default that changes,
+        if its first value is told in ``_FIRST_DEFAULTS``.
         """
         settings = {k: v for k, v in changed(self.config).items() if k != "data_root"}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
@@ -237,16 +238,22 @@ def score(run: Sequence[Row]) -> float:
     return -math.inf if math.isnan(value) else -value if measure.falls else value
 
 
+# Of settings of a run whose default has changed since runs were first recorded, the first: names and options go by it.
+_FIRST_DEFAULTS: dict[str, Any] = {"clip": None}
+
+
 def changed(value: Any) -> Any:
     """Turn settings into plain data, less those that have the defaults; rules and networks keep their class's name."""
     if isinstance(value, Mapping):
         return {key: changed(part) for key, part in value.items()}
     if not dataclasses.is_dataclass(value):
         return list(value) if isinstance(value, tuple) else value
+    first = _FIRST_DEFAULTS if isinstance(value, TrainConfig) else {}
+    defaults = {f.name: first.get(f.name, f.default) for f in dataclasses.fields(value)}
     plain = {
-        f.name: changed(found)
-        for f in dataclasses.fields(value)
-        if (found := getattr(value, f.name)) != f.default or f.default is dataclasses.MISSING
+        name: changed(found)
+        for name, default in defaults.items()
+        if (found := getattr(value, name)) != default or default is dataclasses.MISSING
     }
     return plain if isinstance(value, TrainConfig) else {"class": type(value).__name__, **plain}
 
