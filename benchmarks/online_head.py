@@ -83,6 +83,7 @@ def times(seconds: float) -> list[dict[str, Any]]:
     import torchdfa as dfa
     from torchdfa import ops
     from torchdfa.experiments.timing import interleaved
+    from torchdfa.online.loss import cross_entropy
 
     torch.set_num_threads(1)
     rules = {"BP": dfa.BP(), "DFA": dfa.DFA(init="product"), "BDFA": dfa.BDFA(init="product")}
@@ -107,7 +108,7 @@ def times(seconds: float) -> list[dict[str, Any]]:
             )
             with torch.no_grad():
                 inputs, values, masks = head._forward(x)
-                _, e = head._loss(values.pop(), y)
+                _, e = cross_entropy(values.pop(), y)
             for path, choice in paths.items():
                 candidates[f"{path} {name}"] = partial(repeat, steps, choice, head.step, x, y)
                 errors = torch.no_grad()(partial(head._errors, e, values, masks, 0))

@@ -34,6 +34,7 @@ from torch.nn import functional as F
 import torchdfa as dfa
 from torchdfa.feedback import PackedFeedback
 from torchdfa.models import VGG16
+from torchdfa.online.loss import cross_entropy
 
 THREADS, SETTINGS = 2, {"lr": 1e-4, "momentum": 0.9, "weight_decay": 5e-4}
 GAIN_AIM = 1.05
@@ -56,7 +57,7 @@ class Step:
         features = self.trunk(self.x)
         with torch.no_grad():
             inputs, values, masks = self.head._forward(features.detach())
-            _, e = self.head._loss(values.pop(), self.y)
+            _, e = cross_entropy(values.pop(), self.y)
             return features, inputs, self.head._errors(e, values, masks, 0), self.feedback(e)
 
     @torch.no_grad()

@@ -17,7 +17,7 @@ import torchdfa as dfa
 from cases import RULES, fingerprint
 from torchdfa.models import VGG16
 from torchdfa.online import NonFiniteLossError, OnlineHead
-from torchdfa.online.update import gradient_norm, update_bias
+from torchdfa.online.sgd import gradient_norm, update_bias
 
 SIZES = (6, 9, 8, 4)
 FIXED = (dfa.BP, dfa.FA, dfa.DFA, dfa.BDFA, dfa.WeightMirror)  # CDFA and CBDFA are DFA and BDFA

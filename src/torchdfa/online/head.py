@@ -6,29 +6,23 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import SupportsFloat
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from torchdfa.convert import conversion_of, convert, is_converted, revert
 from torchdfa.feedback import Feedback
 from torchdfa.hooks import cut_of
 from torchdfa.online.layers import Activation, build_network, read_layers
-from torchdfa.online.update import gradient_norm, update_bias
-from torchdfa.ops import sgd_update
+from torchdfa.online.loss import NonFiniteLossError, cross_entropy
+from torchdfa.online.sgd import LayerSGD
 from torchdfa.ops.dense import linear, through
 from torchdfa.rules import Rule
 from torchdfa.settings import wrong
 
 
-class NonFiniteLossError(ArithmeticError):
-    """The loss of a step, or the norm that ``clip`` needs, is infinite or no number; nothing was updated."""
-
-
-class OnlineHead:
+class OnlineHead(LayerSGD):
     """A stack of fully connected layers that learns one sample or a small batch at a time, by BP, DFA or BDFA.
 
     A step does what ``loss.backward()`` on the converted network and ``torch.optim.SGD`` do, to rounding, without
@@ -106,18 +100,18 @@ class OnlineHead:
                 raise ValueError(f"OnlineHead: {given[0]} is for a head made from sizes; this network has its own.")
         else:
             net = build_network(net, activation or "relu", dropout or 0.0, seed, device, dtype)
-        self._layers = read_layers(net)
+        super().__init__(
+            read_layers(net),
+            lr=lr,
+            momentum=momentum,
+            momentum_dtype=momentum_dtype,
+            weight_decay=weight_decay,
+            clip=clip,
+        )
         self._flattens = [module for module in net.modules() if isinstance(module, nn.Flatten)]
         self.net = net
-        kept = (None, self._weight.dtype, torch.bfloat16)
-        if momentum_dtype not in kept:
-            raise wrong(self, "momentum_dtype", momentum_dtype, f"one of {kept}")
-        self.momentum, self.weight_decay, self.clip = momentum, weight_decay, clip
-        self.momentum_dtype = momentum_dtype
-        self.lr = lr
         self.class_weights = class_weights
         self._generator = torch.Generator(self._weight.device).manual_seed(seed)
-        self._velocity: dict[str, Tensor] = {}
         if rule is not None:
             if not is_converted(net) and any(cut_of(layer) for layer in self.layers):
                 raise ValueError(
@@ -149,56 +143,6 @@ class OnlineHead:
         return (self.layers[0].in_features, *(layer.out_features for layer in self.layers))
 
     @property
-    def lr(self) -> tuple[float, ...]:
-        """Learning rate of each Linear layer. May be set to one number, or to one a layer."""
-        return self._lr
-
-    @lr.setter
-    def lr(self, value: float | Sequence[float] | np.ndarray | Tensor) -> None:
-        plain = value.tolist() if isinstance(value, (np.ndarray, Tensor)) else value
-        rates = tuple(plain) if isinstance(plain, Sequence) else (plain,) * len(self._layers)
-        right = len(rates) == len(self._layers) and all(
-            isinstance(r, SupportsFloat) and 0 <= float(r) < math.inf for r in rates
-        )
-        if not right:
-            what = f"a number of 0 or more, or {len(self._layers)} of them, one a Linear layer"
-            raise wrong(self, "lr", value, what)
-        self._lr = tuple(float(rate) for rate in rates)
-
-    @property
-    def momentum(self) -> float:
-        """Of SGD, from 0 to below 1. May be set."""
-        return self._momentum
-
-    @momentum.setter
-    def momentum(self, value: float) -> None:
-        if not 0 <= value < 1:
-            raise wrong(self, "momentum", value, "from 0 to below 1")
-        self._momentum = float(value)
-
-    @property
-    def weight_decay(self) -> float:
-        """L2 penalty on all parameters, 0 or more. May be set."""
-        return self._weight_decay
-
-    @weight_decay.setter
-    def weight_decay(self, value: float) -> None:
-        if not 0 <= value < math.inf:
-            raise wrong(self, "weight_decay", value, "0 or more")
-        self._weight_decay = float(value)
-
-    @property
-    def clip(self) -> float | None:
-        """Largest norm of the whole gradient, above 0; None: no limit. May be set."""
-        return self._clip
-
-    @clip.setter
-    def clip(self, value: float | None) -> None:
-        if not (value is None or value > 0):
-            raise wrong(self, "clip", value, "a positive number or None")
-        self._clip = None if value is None else float(value)
-
-    @property
     def class_weights(self) -> Tensor | None:
         """Factor of the loss of each class's samples, shape (K,). May be set."""
         return self._class_weights
@@ -216,14 +160,7 @@ class OnlineHead:
     @property
     def nbytes(self) -> int:
         """Bytes of all that it keeps between steps: parameters, momentum (before the first step too), feedback."""
-        tensors = [*self.net.state_dict().values(), *self._velocity.values()]
-        coming = [
-            p.numel() * self._velocity_dtype(p).itemsize
-            for layer in self._layers
-            for name, p in layer.linear.named_parameters(recurse=False)
-            if self.momentum and p.requires_grad and f"{layer.name}.{name}" not in self._velocity
-        ]
-        return sum(t.numel() * t.element_size() for t in tensors) + sum(coming)
+        return sum(t.numel() * t.element_size() for t in self.net.state_dict().values()) + self._momentum_bytes()
 
     # ----------------------------------------------------------------------------------------------- learn and predict
 
@@ -244,7 +181,7 @@ class OnlineHead:
             features = self._features(x)
             labels = torch.as_tensor(y, device=features.device).reshape(-1)
             inputs, values, masks = self._forward(features)
-            loss, error = self._loss(values.pop(), labels)
+            loss, error = cross_entropy(values.pop(), labels, self._class_weights)
             # Activations that saturate can hide an infinite feature from the loss, but not from a gradient.
             if not (math.isfinite(loss) and features.isfinite().all()):
                 raise NonFiniteLossError(
@@ -276,27 +213,6 @@ class OnlineHead:
             values.append(x)
         return inputs, values, masks
 
-    def _loss(self, logits: Tensor, y: Tensor) -> tuple[float, Tensor]:
-        """Return the loss and its gradient at the logits."""
-        if y.is_floating_point() or y.dtype == torch.bool or y.shape != logits.shape[:1]:
-            raise ValueError(
-                f"step: labels of shape {tuple(y.shape)} and type {y.dtype}, expected {len(logits)} class indices."
-            )
-        index = y.long().unsqueeze(1)
-        log_p = F.log_softmax(logits, dim=1)
-        try:
-            picked = log_p.gather(1, index)
-        except RuntimeError as error:
-            low, high = (int(bound) for bound in index.aminmax())
-            if 0 <= low and high < logits.shape[1]:
-                raise
-            raise ValueError(f"step: labels from {low} to {high}, expected 0 to {logits.shape[1] - 1}.") from error
-        e = log_p.exp_().scatter_add_(1, index, picked.new_full((), -1).expand_as(picked))
-        if self._class_weights is not None:
-            weights = self._class_weights[index]
-            picked, e = picked * weights, e * weights
-        return -picked.mean().item(), e.div_(len(logits))
-
     def _errors(self, e: Tensor, values: list[Tensor], masks: list[Tensor | None], first: int) -> list[Tensor]:
         """Return the error at the sums of each layer from ``first`` on: where the rules differ."""
         errors = [e]
@@ -312,51 +228,6 @@ class OnlineHead:
                 error = error * mask
             errors.append(self._layers[i - 1].before_activation(error, values[i - 1]))
         return errors[::-1]
-
-    def _shorten(self, errors: list[Tensor], inputs: list[Tensor], first: int) -> None:
-        assert self.clip is not None
-        learning = self._layers[first:]
-        norm = gradient_norm(
-            errors,
-            inputs[first:],
-            [layer.linear.weight.requires_grad for layer in learning],
-            [layer.linear.bias is not None and layer.linear.bias.requires_grad for layer in learning],
-        ).item()
-        if not math.isfinite(norm):
-            raise NonFiniteLossError(
-                f"step: the gradient's norm is {norm}, which clip can't shorten, so nothing was updated. An error that "
-                f"was sent back exceeds {self._weight.dtype}: a smaller scale of the feedback, or a wider dtype."
-            )
-        if norm > self.clip:
-            for error in errors:
-                error.mul_(self.clip / (norm + 1e-6))  # as torch.nn.utils.clip_grad_norm_
-
-    def _update(self, i: int, error: Tensor, x: Tensor) -> None:
-        layer, settings = self._layers[i], {"lr": self._lr[i], "momentum": self.momentum, "decay": self.weight_decay}
-        weight, bias = layer.linear.weight, layer.linear.bias
-        if weight.requires_grad:
-            sgd_update(weight, self._velocity_of(f"{layer.name}.weight", weight), error, x, **settings)
-        if bias is not None and bias.requires_grad:
-            update_bias(bias, self._velocity_of(f"{layer.name}.bias", bias), error, **settings)
-
-    def _velocity_of(self, name: str, parameter: Tensor) -> Tensor | None:
-        if not self.momentum:
-            return None
-        if name not in self._velocity:
-            self._velocity[name] = torch.zeros_like(parameter, dtype=self._velocity_dtype(parameter))
-        velocity, expected = self._velocity[name], self._velocity_dtype(parameter)
-        if (velocity.dtype, velocity.device) != (expected, parameter.device):
-            raise ValueError(
-                f"step: the momentum of {name!r} is {velocity.dtype} on {velocity.device}, expected {expected} on "
-                f"{parameter.device}: the network was changed after a step. Call reset_momentum() first."
-            )
-        return velocity
-
-    def _velocity_dtype(self, parameter: Tensor) -> torch.dtype:
-        """Return the type of a parameter's momentum. Biases are few, and keep their own."""
-        # As long as the weights' own, it is the type that they have now.
-        short = self.momentum_dtype is torch.bfloat16 and parameter.ndim > 1
-        return torch.bfloat16 if short else parameter.dtype
 
     @torch.no_grad()
     def logits(self, x: Tensor | np.ndarray) -> Tensor:
@@ -406,10 +277,6 @@ class OnlineHead:
             if "feedback" in layer._modules:
                 layer.add_module("feedback", other._modules["feedback"])
 
-    def reset_momentum(self) -> None:
-        """Forget the momentum, as where a new task begins."""
-        self._velocity.clear()
-
     def state_dict(self) -> dict[str, Tensor]:
         """Return all that the head's future depends on, but its settings: parameters, feedback, momentum, dropout.
 
@@ -431,14 +298,14 @@ class OnlineHead:
         names = {f"{layer.name}.{n}": p for layer in self._layers for n, p in layer.linear.named_parameters()}
         optional = {f"momentum.{name}": p for name, p in names.items()}
         expected = {**own, **{name: p for name, p in optional.items() if name in state}}
-        wrong = [n for n in {**expected, **state} if n not in expected or n not in state]
+        strange = [n for n in {**expected, **state} if n not in expected or n not in state]
         # A generator's state is its device's: that of another kind can't go on, the rest can.
-        wrong += [n for n in expected if n in state and n != "generator" and expected[n].shape != state[n].shape]
-        if wrong:
+        strange += [n for n in expected if n in state and n != "generator" and expected[n].shape != state[n].shape]
+        if strange:
             shapes = [
                 f"{n} (here {tuple(expected[n].shape) if n in expected else 'none'}, "
                 f"there {tuple(state[n].shape) if n in state else 'none'})"
-                for n in wrong[:5]
+                for n in strange[:5]
             ]
             raise ValueError(f"load_state_dict: the state is another head's or rule's: {', '.join(shapes)}.")
         if state["generator"].shape == own["generator"].shape:
@@ -479,10 +346,6 @@ class OnlineHead:
         return load_head(Path(path), rule)
 
     # ----------------------------------------------------------------------------------------------------------- checks
-
-    @property
-    def _weight(self) -> Tensor:
-        return self._layers[0].linear.weight
 
     def _features(self, x: Tensor | np.ndarray) -> Tensor:
         features = torch.as_tensor(x)
