@@ -179,6 +179,17 @@ def test_weights_under_a_parametrization():
     assert all(p.grad is not None for p in model.parameters())
 
 
+@pytest.mark.parametrize("example", [None, torch.zeros(2, 4)], ids=["traced", "run"])
+@pytest.mark.parametrize("rule", [dfa.DFA(), dfa.BDFA(init="product"), dfa.SignSymmetry()], ids=repr)
+def test_conversion_takes_no_step_of_a_power_iteration(rule, example):
+    """Reading a weight under spectral_norm does, in training mode."""
+    norm = nn.utils.parametrizations.spectral_norm
+    model = nn.Sequential(norm(nn.Linear(4, 5)), nn.Tanh(), norm(nn.Linear(5, 4)), nn.Tanh(), norm(nn.Linear(4, 3)))
+    before = fingerprint(model)
+    dfa.convert(model, rule, example=example)
+    assert fingerprint(dfa.revert(model)) == before
+
+
 # ---------------------------------------------------------------- which layers, which output
 
 

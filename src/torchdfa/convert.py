@@ -16,7 +16,7 @@ from torchdfa.feedback.init import NoProductError
 from torchdfa.hooks import Node, Scope, install, remove
 from torchdfa.plans import Plan, assign, listed, make_plans
 from torchdfa.rules import Rule
-from torchdfa.structure import LAYERS, PartName
+from torchdfa.structure import LAYERS, PartName, undisturbed
 
 Model = TypeVar("Model", bound=nn.Module)
 _MARK = "_torchdfa"
@@ -77,11 +77,13 @@ def convert(
     try:
         _refuse(model)
         rules = assign(model, rule)
-        _warn_of_unknown(model, rule)
         parts = output if output is None or isinstance(output, (str, int)) else tuple(output)
         if parts == ():
             raise ValueError("output=() names no part of what the model returns.")
-        return _install(model, rules, make_plans(model, rule, rules, parts, example))
+        with undisturbed(model):  # to read a weight under spectral_norm takes a step of its power iteration
+            _warn_of_unknown(model, rule)
+            plans = make_plans(model, rule, rules, parts, example)
+        return _install(model, rules, plans)
     except ValueError as error:
         kind = NoProductError if isinstance(error, NoProductError) else ValueError
         raise kind(f"convert: {error}") from error

@@ -128,7 +128,7 @@ def _draw_dots(axes: Any, shown: Sequence[Standing], title: str) -> None:
         axes.plot(mean, y, "|", color="#000000", ms=22, mew=0.8)
     numbered = any(not math.isnan(s.share) for s in shown)
     axes.set_yticks(range(len(shown)), [f"{s.name}  {i}" if numbered else s.name for i, s in enumerate(shown, 1)])
-    axes.invert_yaxis()
+    axes.set_ylim(len(shown) - 0.5, -0.5)  # the first row on top, whole
     axes.set(xlabel=f"{shown[0].measure.label}; thin line: the row it is compared with", title=title)
     clear(axes)
     axes.legend(frameon=False, fontsize=8)
