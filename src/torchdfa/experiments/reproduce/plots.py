@@ -102,7 +102,9 @@ def dots_and_costs(folder: Path, found: Sequence[Standing], paper: Reported) -> 
     what = "perplexity above back-propagation's (%)" if falls else "points above back-propagation"
     right.set(xlabel="multiply-adds over back-propagation's", ylabel=what)
     clear(right)
-    right.legend(frameon=False, fontsize=8)
+    # Below the axes: the aim and the line at 0 lie along their upper or lower edge.
+    handles, names = right.get_legend_handles_labels()
+    figure.legend(handles, names, frameon=False, fontsize=8, loc="outside lower right", ncols=len(names))
     return figure
 
 
