@@ -14,6 +14,11 @@ RECORDS = [results.path.parent for results in find_results(ROOT / "records")]
 REPRODUCED = [folder for folder in RECORDS if any((folder / f"{name}.md").exists() for name in EXPERIMENTS)]
 
 
+def experiment_of(folder):
+    """Return the name of the experiment whose page lies in a record."""
+    return next(name for name in EXPERIMENTS if (folder / f"{name}.md").exists())
+
+
 @pytest.mark.parametrize("folder", RECORDS, ids=lambda folder: folder.name)
 def test_results_can_be_read(folder):
     runs = Results(folder / "results.csv").read()
@@ -23,7 +28,7 @@ def test_results_can_be_read(folder):
 
 @pytest.mark.parametrize("folder", REPRODUCED, ids=lambda folder: folder.name)
 def test_a_record_s_page_is_made_from_its_results(folder, tmp_path):
-    name = next(name for name in EXPERIMENTS if (folder / f"{name}.md").exists())
+    name = experiment_of(folder)
     for csv in folder.glob("*.csv"):
         shutil.copy(csv, tmp_path)
     page, *_ = write_page(EXPERIMENTS[name], tmp_path)
@@ -33,7 +38,7 @@ def test_a_record_s_page_is_made_from_its_results(folder, tmp_path):
 @pytest.mark.parametrize("folder", REPRODUCED, ids=lambda folder: folder.name)
 def test_a_record_s_runs_are_known_again(folder):
     """Else the command that made a record would train all of it anew."""
-    name = next(name for name in EXPERIMENTS if (folder / f"{name}.md").exists())
+    name = experiment_of(folder)
     runs = Results(folder / "results.csv").read()
     one = next(iter(runs.values()))[0]
     lines = EXPERIMENTS[name].lines(ReproduceConfig(scale=one.scale, data=one.dataset), one.dataset)
