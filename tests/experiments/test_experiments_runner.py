@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+import torch
 from filelock import FileLock
 
 import torchdfa
@@ -97,7 +98,16 @@ def here(monkeypatch):
 def workers():
     """Two real processes, which all tests share: a start takes seconds."""
     with Workers(2) as shared:
+        list(shared._started().map(time.sleep, (1, 1)))  # a pool starts a process when it first has no idle one
         yield shared
+
+
+def test_workers_share_the_threads_that_torch_uses_here(monkeypatch, workers):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    assert [Workers(jobs).threads for jobs in (1, 2, 5, 6)] == [5, 2, 1, 1]
+    assert make_workers(None, "cpu", "local", {}).jobs == (1 if torch.cuda.is_available() else 5)
+    monkeypatch.undo()
+    assert workers._started().submit(torch.get_num_threads).result() == workers.threads
 
 
 def logged(tmp_path, name="log", **settings):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -104,6 +103,6 @@ def make_workers(jobs: int | None, accelerator: str, engine: Engine, options: Ma
         ImportError: submitit is not installed.
     """
     if engine == "local":
-        return Workers(jobs or (1 if torch.cuda.is_available() else os.cpu_count() or 1), accelerator)
+        return Workers(jobs or (1 if torch.cuda.is_available() else torch.get_num_threads()), accelerator)
     _submitit()
     return ClusterWorkers(jobs or 100, accelerator, engine.removeprefix("submitit-"), options)

@@ -16,6 +16,7 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
+import torch
 from filelock import FileLock, Timeout
 
 from torchdfa.data import Corpus, Dataset, load_any
@@ -35,7 +36,7 @@ class CellError(RuntimeError):
 
 
 class Workers:
-    """Processes that run cells, each with its share of the cores; to be used as a context.
+    """Processes that run cells, each with its share of the threads that torch uses here; to be used as a context.
 
     Args:
         jobs: How many.
@@ -44,6 +45,9 @@ class Workers:
 
     def __init__(self, jobs: int, accelerator: str = "cpu"):
         self.jobs, self.accelerator = jobs, accelerator
+        # torch heeds OMP_NUM_THREADS and the cores that this process may use. Threads beyond them wait for one another
+        # in turn: two such processes on two cores took ten times as long.
+        self.threads = max(1, torch.get_num_threads() // jobs)
         self._pool: ProcessPoolExecutor | None = None
 
     def submit(self, cell: Cell, folder: Path) -> Future[str]:
@@ -58,9 +62,8 @@ class Workers:
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:
             # Workers are started afresh: a forked copy of a process with torch's threads may hang.
-            threads = max(1, (os.cpu_count() or 1) // self.jobs)
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self.jobs, context, _start_worker, (threads,))
+            self._pool = ProcessPoolExecutor(self.jobs, context, _start_worker, (self.threads,))
         return self._pool
 
     def stop(self) -> None:
@@ -139,8 +142,6 @@ def _few(names: Sequence[str]) -> str:
 
 
 def _start_worker(threads: int) -> None:
-    import torch
-
     torch.set_num_threads(threads)
     # A line a run on the precision in use would drown the progress bar.
     logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
@@ -163,8 +164,6 @@ def dataset(name: str, root: str | None) -> Dataset | Corpus:
 
 def run_one(cell: Cell, folder: Path, accelerator: str) -> str:
     """Run one cell in a job of its own."""
-    import torch
-
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1))
     return _run(cell, folder, accelerator)
 

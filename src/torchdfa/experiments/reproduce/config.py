@@ -53,7 +53,8 @@ class ReproduceConfig:
             best learning rate, paper that rate alone, all other settings as found there. Up to 5,000 images, and for
             the MLPs, the whole search is run anew.
         reuse: Folder with the results of other experiments in it or below it; runs of the same settings are taken over.
-        jobs: Runs at a time; by default one a core, one thread each, or a single one on a GPU.
+        jobs: Runs at a time; by default one a core, one thread each, or a single one on a GPU. They share the threads
+            that torch uses: where several of these commands run on one machine, OMP_NUM_THREADS gives each its part.
         accelerator: auto, cpu, cuda or mps.
         shard: "i/n": run only every n-th row from the i-th on, counted from 0, to split the work over machines that see
             one folder.
