@@ -5,7 +5,7 @@
 Beside torch.mm in float32 (MKL) stands its bfloat16 form (oneDNN). `stored` and `generated` are the operators as users
 call them; `kernel` is the library's function on prepared memory, without Python around it. `avx2` and `portable` are
 stored bits on those paths; `oneDNN` is that library with the matrix in its own layout. Then two threads over one, in
-wall-clock time, and binary over dense feedback at small K.
+wall-clock time, each candidate by itself, and binary over dense feedback at small K.
 """
 
 from __future__ import annotations
@@ -155,11 +155,14 @@ def two_threads(seconds: float, rows: list[dict[str, object]], missed: list[str]
         for batch in batches:
             functions = candidates(*size, batch)
             functions.pop("mm bfloat16", None)
+            # Each by itself: candidates that take turns leave the other core's cache full of one another's results,
+            # so that two threads pay for a neighbour (torch.mm then gets 1.0 to 1.5 times as fast, see the record).
             found: dict[str, list[float]] = {}
-            for _ in range(8):  # a change of number makes torch start its threads anew: not call by call
-                for threads in (1, 2):
-                    torch.set_num_threads(threads)
-                    for name, each in rounds(functions, seconds / 16, threads=2, least=3).items():
+            for name, function in functions.items():
+                for _ in range(8):  # a change of number makes torch start its threads anew: not call by call
+                    for threads in (1, 2):
+                        torch.set_num_threads(threads)
+                        each = rounds({name: function}, seconds / 48, threads=2, least=3)[name]
                         found.setdefault(f"{name} {threads}", []).extend(each)
             torch.set_num_threads(1)
             times = {name: statistics.median(each) for name, each in found.items()}
