@@ -91,15 +91,32 @@ def test_what_a_run_is_judged_by():
     assert PERPLEXITY.of(rows_of(Cell("e", "BP", "final", text), [epoch(test_loss=1e4)], "", 1)[0], "test") < math.inf
 
 
-def test_files_without_the_later_columns_are_read(tmp_path):
+@pytest.mark.parametrize(
+    "computed, said",
+    [
+        (("", ""), "learning rate, gradient norm at most 10. Trials"),
+        (("", "32-true"), "at most 10, float32. Trials"),
+        (("32-true", "bf16-mixed"), "at most 10, bfloat16 mixed with float32 / float32. Trials"),
+    ],
+)
+def test_a_page_tells_what_its_runs_were_computed_in(tmp_path, computed, said):
+    line = lines_of(CNN, "cifar10")["BP, VGG-16"]
+    for seed, precision in enumerate(computed):
+        cell = Cell("hybrid-cnn", line.name, "final", replace(line.settings(Trial(0.01), seed), epochs=1), "small")
+        Results(tmp_path / "results.csv").add(rows_of(cell, [epoch(test_top1=50.0)], "", 5000, precision))
+    assert said in write_page(CNN, tmp_path)[0].read_text()
+
+
+@pytest.mark.parametrize("lacking", [1, 3])
+def test_files_without_the_later_columns_are_read(tmp_path, lacking):
     config = TrainConfig(model=MLP(), epochs=1)
     results = Results(tmp_path / "results.csv")
     results.add(rows_of(Cell("e", "BP", "final", config), [epoch(test_top1=50.0, test_loss=1.5)], "", 100))
     lines = results.path.read_text().splitlines()
-    assert lines[0].endswith(",key,val_loss,test_loss") and lines[1].endswith(",,1.5")
-    results.path.write_text("\n".join(line.rsplit(",", 2)[0] for line in lines) + "\n")
+    assert lines[0].endswith(",key,val_loss,test_loss,precision") and lines[1].endswith(",,1.5,")
+    results.path.write_text("\n".join(line.rsplit(",", lacking)[0] for line in lines) + "\n")
     (old,) = results.read().values()
-    assert old[0].test_top1 == 50.0 and math.isnan(old[0].test_loss)
+    assert old[0].test_top1 == 50.0 and math.isnan(old[0].test_loss) == (lacking == 3) and old[0].precision == ""
     results.add(rows_of(Cell("e", "FA", "final", replace(config, seed=1)), [epoch(test_top1=40.0)], "", 100))
     assert [run[0].test_top1 for run in results.read().values()] == [50.0, 40.0]
 

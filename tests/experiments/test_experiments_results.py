@@ -77,7 +77,7 @@ def test_every_column_comes_back(results):
         options="head=(8, 8); center=True", lr=0.0125, head_lr=0.5, weight_decay=5e-4, feedback_scale="0.3",
         phase="search", seed=7, epoch=1, epochs=2, train_loss=2.30259, train_top1=12.5, val_top1=33.3333,
         test_top1=0.0, test_top5=100.0, step_seconds=1.5e-05, trunk_angle=89.5, trunk_ratio=1.25, problem="",
-        key="0123456789abcdef", val_loss=2.25, test_loss=2.5,
+        key="0123456789abcdef", val_loss=2.25, test_loss=2.5, precision="bf16-mixed",
     )  # fmt: skip
     unmeasured = {f.name: math.nan for f in dataclasses.fields(Row) if f.type == "float"}
     rows = [full, replace(full, epoch=2, **unmeasured)]
@@ -186,13 +186,13 @@ def test_rows_of_a_run():
             trunk_angle=45.0, trunk_ratio=2.0,
         ),
     ]  # fmt: skip
-    first, second = rows_of(cell, history, "", 200)
+    first, second = rows_of(cell, history, "", 200, "32-true")
     assert repr(second) == repr(Row(
         experiment="table1", scale="small", dataset="cifar10", train_size=200, method="BP", init="",
         options="MLP(hidden=[16]); BP; batch_size=50; precision=32-true",
         lr=0.01, head_lr=0.5, weight_decay=5e-4, feedback_scale="", phase="search", seed=3,
         epoch=2, epochs=2, train_loss=1.0, train_top1=20.0, val_top1=21.0, test_top1=22.0, test_top5=23.0,
-        step_seconds=0.5, trunk_angle=45.0, trunk_ratio=2.0, problem="", key=cell.key,
+        step_seconds=0.5, trunk_angle=45.0, trunk_ratio=2.0, problem="", key=cell.key, precision="32-true",
     ))  # fmt: skip
     assert (first.epoch, first.val_top1, first.step_seconds) == (1, 11.0, 0.25) and math.isnan(first.test_top1)
 

@@ -162,6 +162,14 @@ def test_all_training_images_are_counted(here, tmp_path):
     assert rows[0].train_size == 1437
 
 
+@pytest.mark.parametrize("fast, expected", [(True, "bf16-mixed"), (False, "32-true")])
+def test_what_a_run_was_computed_in_is_kept(here, tmp_path, monkeypatch, fast, expected):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    ((_, rows),) = run_cells([cell(model=SmallConv(), precision="auto")], tmp_path, here)
+    assert {row.precision for row in rows} == {expected}
+
+
 def test_divergence_is_kept_as_a_result(here, tmp_path):
     bad = cell(epochs=2, **DIVERGE)
     for _ in range(2):

@@ -83,6 +83,8 @@ class Row:
         key: The run's name, a hash of its settings.
         val_loss: Mean on the held-out images or text; the logarithm of a text's perplexity.
         test_loss: Likewise on the test images or text.
+        precision: What it was computed in, as TrainConfig has it, where "auto" depends on the machine; empty in runs
+            recorded before this column was.
     """
 
     experiment: str
@@ -112,6 +114,7 @@ class Row:
     key: str
     val_loss: float = math.nan
     test_loss: float = math.nan
+    precision: str = ""
 
 
 _FIELDS = tuple(f.name for f in dataclasses.fields(Row))
@@ -120,8 +123,8 @@ _MEASURED = tuple(f.name for f in dataclasses.fields(EpochResult) if f.name in _
 _KINDS: dict[str, Any] = {
     f.name: {"int": int, "float": float, "str": str}[str(f.type)] for f in dataclasses.fields(Row)
 }
-# Columns that files of earlier versions lack.
-_LATER = ("val_loss", "test_loss")
+# From this column on, files of earlier versions may end.
+_FIRST_LATER = _FIELDS.index("val_loss")
 _EMPTY = {int: "", float: "nan", str: ""}
 
 
@@ -144,10 +147,9 @@ class Results:
         try:
             # A last line without an end was cut off, perhaps in the middle of its key.
             reader = csv.DictReader(io.StringIO(text[: text.rfind(b"\n") + 1].decode(), newline=""))
-            if tuple(reader.fieldnames or ()) not in (_FIELDS, tuple(f for f in _FIELDS if f not in _LATER)):
-                raise ValueError(
-                    f"{self.path} has the columns {reader.fieldnames}, expected {list(_FIELDS)}. Move it away."
-                )
+            names = tuple(reader.fieldnames or ())
+            if names != _FIELDS[: len(names)] or len(names) < _FIRST_LATER:
+                raise ValueError(f"{self.path} has the columns {list(names)}, expected {list(_FIELDS)}. Move it away.")
             for line in reader:
                 row = _parse(line)
                 if row is not None:
@@ -196,7 +198,9 @@ def find_results(folder: Path) -> list[Results]:
     return [Results(path) for path in paths if path.read_bytes().startswith(f"{_FIELDS[0]},".encode())]
 
 
-def rows_of(cell: Cell, history: Sequence[EpochResult], problem: str, train_size: int) -> list[Row]:
+def rows_of(
+    cell: Cell, history: Sequence[EpochResult], problem: str, train_size: int, precision: str = ""
+) -> list[Row]:
     """Return the rows of a run; one row with epoch 0 where it has no epoch."""
     config = cell.config
     rule = next((r for r in config.rules if hasattr(r, "init")), None)
@@ -219,6 +223,7 @@ def rows_of(cell: Cell, history: Sequence[EpochResult], problem: str, train_size
             epochs=config.epochs,
             problem=problem,
             key=cell.key,
+            precision=precision,
             **{name: getattr(result, name) for name in _MEASURED},
         )
         for result in (history or [nothing])
@@ -259,7 +264,7 @@ def changed(value: Any) -> Any:
 
 
 # Settings that have a column of their own, or are no part of what a run's row tells.
-_COLUMNS = {f.name for f in dataclasses.fields(Row)} | {"data", "data_root", "validation", "alignment", "score_every"}
+_COLUMNS = set(_FIELDS) - {"precision"} | {"data", "data_root", "validation", "alignment", "score_every"}
 
 
 def _options(config: TrainConfig) -> str:

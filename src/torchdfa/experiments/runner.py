@@ -24,6 +24,7 @@ from torchdfa.experiments.layers import keep_angles
 from torchdfa.experiments.results import Cell, Results, Row, rows_of
 from torchdfa.training import DivergedError, EpochResult, Interrupted, fit, to_dict
 from torchdfa.training.checkpoint import load_checkpoint
+from torchdfa.training.material import precision_of
 
 _POLL_SECONDS = 1.0
 _DEATHS = 2
@@ -233,4 +234,4 @@ def _rows(cell: Cell, partial: Path, accelerator: str) -> list[Row]:
         # It is a result, with the epochs before it.
         state = load_checkpoint(partial, to_dict(config))
         problem, history = str(error), [EpochResult(**epoch) for epoch in state["history"]] if state else []
-    return rows_of(cell, history, problem, config.train_size or len(data.train))
+    return rows_of(cell, history, problem, config.train_size or len(data.train), precision_of(config, data))

@@ -74,13 +74,13 @@ def reproduce(experiment: Experiment, config: ReproduceConfig, out: Path, *, pro
     known = [line.name for line in lines]
     if unknown := [name for name in config.rows or () if name not in known]:
         raise ValueError(f"rows: {unknown} not among {', '.join(map(repr, known))}.")
-    load_any(data, config.data_root)  # a missing data set shows here, not in a worker
     i, _, n = config.shard.partition("/")
     lines = [line for line in lines if config.rows is None or line.name in config.rows][int(i) :: int(n)]
     if not lines:
         raise ValueError(
             f"shard={config.shard!r}: there is no row for it; use as many shards as there are rows at most."
         )
+    load_any(data, config.data_root)  # a missing data set shows here, not in a worker
     if config.trial_epochs is not None:
         lines = [replace(line, budget=replace(line.budget, trial_epochs=config.trial_epochs)) for line in lines]
     planned = sum(line.budget.runs for line in lines)

@@ -28,6 +28,8 @@ _STAND_INS = {
     "wikitext-2": ", a stand-in for the benchmarks of words that are usual (Penn Treebank)",
 }
 
+_ARITHMETIC = {"32-true": "float32", "bf16-mixed": "bfloat16 mixed with float32", "64-true": "float64"}
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -194,10 +196,12 @@ def _settings(found: Sequence[Standing]) -> str:
         if config.vocabulary is not None:
             batch += f", the {config.vocabulary:,} most frequent words, others as <unk>"
     length = f" of {' / '.join(map(str, trials))} epochs" if trials else ""
+    kinds = sorted({_ARITHMETIC.get(row.precision, row.precision) for row in rows if row.precision})
+    arithmetic = f", {' / '.join(kinds)}" if kinds else ""
     return (
         f"{models}, {' / '.join(f'{n:,}' for n in sizes)} training {unit}, {' / '.join(map(str, epochs))} epochs, "
-        f"{batch}, {config.optimizer.upper()}{momentum}, {schedule} learning rate{clip}. Trials{length} are "
-        f"scored on {held_out}, at seed 0; the best is run with every seed on all training {unit} and "
+        f"{batch}, {config.optimizer.upper()}{momentum}, {schedule} learning rate{clip}{arithmetic}. Trials{length} "
+        f"are scored on {held_out}, at seed 0; the best is run with every seed on all training {unit} and "
         "scored on the whole test set after the last epoch. At a seed all rows start from the same weights and see "
         "the same batches."
     )
