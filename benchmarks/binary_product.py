@@ -156,13 +156,13 @@ def two_threads(seconds: float, rows: list[dict[str, object]], missed: list[str]
             functions = candidates(*size, batch)
             functions.pop("mm bfloat16", None)
             # Each by itself: candidates that take turns leave the other core's cache full of one another's results,
-            # so that two threads pay for a neighbour (torch.mm then gets 1.0 to 1.5 times as fast, see the record).
+            # so that two threads pay for a neighbour.
             found: dict[str, list[float]] = {}
             for name, function in functions.items():
                 for _ in range(8):  # a change of number makes torch start its threads anew: not call by call
                     for threads in (1, 2):
                         torch.set_num_threads(threads)
-                        each = rounds({name: function}, seconds / 48, threads=2, least=3)[name]
+                        each = rounds({name: function}, seconds / 16 / len(functions), threads=2, least=3)[name]
                         found.setdefault(f"{name} {threads}", []).extend(each)
             torch.set_num_threads(1)
             times = {name: statistics.median(each) for name, each in found.items()}

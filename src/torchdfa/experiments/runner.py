@@ -47,7 +47,7 @@ class Workers:
     def __init__(self, jobs: int, accelerator: str = "cpu"):
         self.jobs, self.accelerator = jobs, accelerator
         # torch heeds OMP_NUM_THREADS and the cores that this process may use. Threads beyond them wait for one another
-        # in turn: two such processes on two cores took ten times as long.
+        # in turn, and a run takes many times as long.
         self.threads = max(1, torch.get_num_threads() // jobs)
         self._pool: ProcessPoolExecutor | None = None
 
